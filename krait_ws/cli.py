@@ -1,0 +1,135 @@
+"""The ``krait-ws`` command.
+
+Comes in: arguments, ``KRAIT_*`` variables. Goes out: a running server or a printed table. A mistake of the user is one
+line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import gevent
+
+from krait_ws import __version__
+from krait_ws.config import Config, from_environment, options, parse
+from krait_ws.errors import ConfigError, KraitError
+from krait_ws.network.server import Server
+from krait_ws.routing import Router, is_script
+from krait_ws.scripts import Script
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_site_argument = click.argument("site", type=click.Path(path_type=Path), default="sites")
+
+
+class _Group(click.Group):
+    """Says what was wrong in one line, whether click found it or the library."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **{**extra, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(2)
+        except click.ClickException as error:
+            message = error.format_message().replace("\n", " ")
+        except KraitError as error:
+            message = str(error)
+        except click.Abort:
+            message = "aborted"
+        click.echo(f"krait-ws: {message}", err=True)
+        sys.exit(2)
+
+
+@click.group(cls=_Group)
+@click.version_option(__version__)
+def main() -> None:
+    """WebSocket back ends in plain blocking code."""
+
+
+def _config_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """A flag for every option of ``Config``."""
+    for option in reversed(options()):
+        flag = "--" + option.name.replace("_", "-")
+        unit, choices = option.metadata["unit"], option.metadata["choices"]
+        is_flag = option.default is False
+        shown = "" if is_flag else f"  [{'|'.join(choices) or unit}; {option.default}]"
+        command = click.option(
+            flag, option.name, is_flag=is_flag, default=None, metavar="" if is_flag else unit.upper(),
+            help=option.metadata["meaning"] + shown,
+        )(command)  # fmt: skip
+    return command
+
+
+@main.command()
+@_site_argument
+@_config_flags
+def serve(site: Path, **flags: Any) -> None:
+    """Serve SITE, a folder of pages and route scripts.
+
+    Every flag can also be set in the environment: --max-message-size as KRAIT_MAX_MESSAGE_SIZE.
+    """
+    config = read_config(flags, os.environ)
+    logging.basicConfig(
+        level=logging.DEBUG if config.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
+    server = Server(site, config)
+    for number in _STOP_SIGNALS:
+        gevent.signal_handler(number, server.request_stop)
+    server.start()
+    click.echo(f"krait-ws serves {site} on {server.url} (Ctrl-C ends it)")
+    server.serve_forever()
+    # Abandoned handlers are daemon threads; nothing of theirs may hold up the exit.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@main.command()
+@_site_argument
+def routes(site: Path) -> None:
+    """Print every URL of SITE, its file and what answers there."""
+    rows = []
+    for route in Router(site).routes():
+        answers = _describe(route.file, site)
+        rows.append((route.url, os.path.relpath(route.file, site.resolve()), answers))
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
+    for url, file, answers in rows:
+        click.echo(f"{url:<{widths[0]}}  {file:<{widths[1]}}  {answers}")
+
+
+def read_config(flags: dict[str, Any], environment: Any) -> Config:
+    """Flags over environment over defaults.
+
+    Raises:
+        ConfigError: One of them has a value that cannot be used; the message names it.
+    """
+    values: dict[str, Any] = {}
+    for name, text in from_environment(environment).items():
+        try:
+            values[name] = parse(name, text)
+        except ConfigError as error:
+            raise ConfigError(f"KRAIT_{name.upper()}: {error}") from None
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = value if isinstance(value, bool) else parse(name, value)
+    return dataclasses.replace(Config(), **values)
+
+
+def _describe(file: Path, site: Path) -> str:
+    if not is_script(file):
+        return "page" if file.suffix == ".html" else "file"
+    try:
+        script = Script(file, "krait_site")
+    except SyntaxError as error:
+        return f"broken script: {error.msg} (line {error.lineno})"
+    if script.form == "script":
+        return "script, runs per request"
+    return "function: " + " and ".join(sorted(script.hooks, reverse=True))

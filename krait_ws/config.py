@@ -1,0 +1,169 @@
+"""Every limit and default, once: name, default, unit and meaning.
+
+The command line (``--max-message-size``), the environment (``KRAIT_MAX_MESSAGE_SIZE``), the overrides of a controller
+class and the table in ``docs/reference.md`` are all made from the fields of ``Config``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from krait_ws.errors import ConfigError
+
+RUNS_ON = ("thread", "greenlet", "loop")
+SLOW_CONSUMER = ("block", "close", "drop_new", "drop_oldest")
+POLLERS = ("auto", "epoll", "watchers")
+
+
+def _option(
+    default: Any,
+    unit: str,
+    meaning: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    per_controller: bool = False,
+) -> Any:
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "unit": unit,
+            "meaning": meaning,
+            "least": least,
+            "most": most,
+            "choices": choices,
+            "per_controller": per_controller,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """What is in force for a server. Immutable; safe to read from any thread.
+
+    Raises:
+        ConfigError: A value is of a wrong type, below its least value or none of its choices.
+    """
+
+    host: str = _option("127.0.0.1", "address", "Address to listen on; 0.0.0.0 for every interface.")
+    port: int = _option(8000, "port", "TCP port to listen on; 0 takes a free one.", least=0, most=65535)
+    debug: bool = _option(False, "flag", "Reload changed route scripts; show tracebacks in the browser.")
+    runs_on: str = _option(
+        "thread", "choice", "What runs a controller's handler.", choices=RUNS_ON, per_controller=True
+    )
+    max_message_size: int = _option(
+        1 << 20, "bytes", "Largest incoming message; a larger one closes with 1009.", least=1, per_controller=True
+    )
+    max_in_messages: int = _option(
+        1024, "messages", "In-mailbox: above it the socket is not read.", least=1, per_controller=True
+    )
+    max_in_bytes: int = _option(
+        4 << 20, "bytes", "In-mailbox: above it the socket is not read.", least=1, per_controller=True
+    )
+    max_out_messages: int = _option(
+        1024, "messages", "Out-mailbox: above it slow_consumer decides.", least=1, per_controller=True
+    )
+    max_out_bytes: int = _option(
+        4 << 20, "bytes", "Out-mailbox: above it slow_consumer decides.", least=1, per_controller=True
+    )
+    slow_consumer: str = _option(
+        "block", "choice", "What a push does when the out-mailbox is full.", choices=SLOW_CONSUMER, per_controller=True
+    )
+    push_timeout: float = _option(
+        30.0, "seconds", "Longest wait of a blocked push; then the connection closes with 1013.",
+        least=0, per_controller=True,
+    )  # fmt: skip
+    stop_timeout: float = _option(
+        10.0, "seconds", "Time a handler has to end after its connection; then it is abandoned.",
+        least=0, per_controller=True,
+    )  # fmt: skip
+    close_timeout: float = _option(
+        10.0, "seconds", "Time a peer has to take our last messages and answer a close.", least=0, per_controller=True
+    )
+    handshake_timeout: float = _option(10.0, "seconds", "Time a client has to send a whole request.", least=0.1)
+    keep_alive_timeout: float = _option(60.0, "seconds", "Time an idle HTTP connection is kept.", least=0.1)
+    max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
+    script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
+    script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)
+    poller: str = _option("auto", "choice", "How sockets are watched; auto takes epoll on Linux.", choices=POLLERS)
+
+    def __post_init__(self) -> None:
+        for option in options():
+            object.__setattr__(self, option.name, _checked(option, getattr(self, option.name)))
+
+    def for_controller(self, controller_class: type) -> Config:
+        """This configuration with the class attributes of a controller put over it.
+
+        Raises:
+            ConfigError: A class attribute has a value that cannot be used.
+        """
+        overrides = {
+            option.name: value
+            for option in options()
+            if option.metadata["per_controller"] and (value := getattr(controller_class, option.name)) is not None
+        }
+        if not overrides:
+            return self
+        try:
+            return dataclasses.replace(self, **overrides)
+        except ConfigError as error:
+            raise ConfigError(f"{controller_class.__qualname__}: {error}") from None
+
+
+def options() -> tuple[dataclasses.Field[Any], ...]:
+    """The table, a row per option; ``metadata`` holds unit, meaning, bounds, choices and per_controller."""
+    return dataclasses.fields(Config)
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The options that ``KRAIT_*`` variables set, as the text they hold."""
+    return {
+        option.name: environment[f"KRAIT_{option.name.upper()}"]
+        for option in options()
+        if f"KRAIT_{option.name.upper()}" in environment
+    }
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of an option from the text of a flag or a variable. Sizes take ``k``, ``M`` and ``G`` (1,024 each).
+
+    Raises:
+        ConfigError: The text is no such value.
+    """
+    option = next(option for option in options() if option.name == name)
+    kind = _kind(option)
+    try:
+        if kind is bool:
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}[
+                text.lower()
+            ]
+        if kind is int:
+            scale = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
+            return int(text[:-1] if scale > 1 else text) * scale
+        return kind(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{name}: {text!r} is no value in {option.metadata['unit']}") from None
+
+
+def _kind(option: dataclasses.Field[Any]) -> type:
+    default: Any = option.default
+    return type(default)
+
+
+def _checked(option: dataclasses.Field[Any], value: Any) -> Any:
+    kind = _kind(option)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{option.name}: {value!r} must be of type {kind.__name__}")
+    choices, least, most = (option.metadata[name] for name in ("choices", "least", "most"))
+    if choices and value not in choices:
+        raise ConfigError(f"{option.name}: {value!r} is none of {', '.join(choices)}")
+    if least is not None and not value >= least:  # "not >=" refuses nan as well
+        raise ConfigError(f"{option.name}: {value!r} is below {least} {option.metadata['unit']}")
+    if most is not None and value > most:
+        raise ConfigError(f"{option.name}: {value!r} is above {most} {option.metadata['unit']}")
+    return value

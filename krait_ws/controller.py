@@ -1,0 +1,209 @@
+"""The base class of the user's controllers.
+
+Comes in: calls of the framework (``on_*``) and of user code. Goes out: everything to the controller's session, which is
+the one private attribute here, so that no attribute of a subclass can collide with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from krait_ws.protocol.frames import Message, encode_binary, encode_close, encode_text
+from krait_ws.session import Overrides, Session
+
+if TYPE_CHECKING:
+    from krait_ws.context import WebsocketsRequest
+
+
+class WebsocketsCtrlBase:
+    """One instance serves one accepted connection.
+
+    Override ``on_thread_start`` for a handler of your own (take messages with ``pop_in_message`` or ``messages``), or
+    ``on_in_message`` to be called for each message, or both. Every method may be called from any thread.
+
+    The class attributes below override the server's settings for this class; ``None`` takes the server's. Their
+    meanings, units and defaults stand in the table of settings (``krait_ws.config``).
+
+    Args:
+        use_in_message_queue: ``False`` when nobody will pop: ``on_in_message`` is then the only way in, and messages
+            that no override takes are discarded as they arrive.
+    """
+
+    runs_on: str | None = None
+    slow_consumer: str | None = None
+    max_message_size: int | None = None
+    max_in_messages: int | None = None
+    max_in_bytes: int | None = None
+    max_out_messages: int | None = None
+    max_out_bytes: int | None = None
+    push_timeout: float | None = None
+    stop_timeout: float | None = None
+    close_timeout: float | None = None
+
+    def __init__(self, use_in_message_queue: bool = True) -> None:
+        overrides = Overrides(type(self), WebsocketsCtrlBase)
+        self._krait = Session(self, overrides, use_queue=use_in_message_queue)
+
+    # ---- hooks
+
+    def on_start(self) -> None:
+        """Starts the handler. An override calls ``super().on_start()``.
+
+        Called by: the framework, once, when the connection is accepted, off the network loop.
+
+        Raises:
+            RuntimeError: It was called before.
+            ConfigError: ``runs_on`` is ``"loop"`` and there is a handler to run.
+        """
+        self._krait.start()
+
+    def on_thread_start(self) -> None:
+        """The handler's body; override it. When it returns, what was pushed is sent and the connection closes with
+        1000; when it raises, with 1011. A class without a body of its own stays open until somebody closes.
+
+        Called by: the handler, in the context of the route script that accepted the connection.
+        """
+
+    def on_in_message(self, message: Message) -> None:
+        """Takes an arriving message, text as ``str`` and binary as ``bytes``: queues it for ``pop_in_message``.
+
+        Called by: ``on_in_message_internal``, in the order of arrival and one at a time. With ``runs_on = "thread"`` or
+        ``"greenlet"`` an override may block: it holds up this connection only. With ``"loop"`` it must not.
+        """
+        if self._krait.incoming is not None:
+            self._krait.incoming.put([message])
+
+    def on_in_message_internal(self, message: Message) -> None:
+        """Takes the in-lock, which is re-entrant, then calls ``on_in_message``.
+
+        Called by: the framework for each arriving message.
+        """
+        with self._krait.in_lock:
+            self.on_in_message(message)
+
+    def on_stop(self) -> None:
+        """Sets the stop flag and wakes every wait of this controller. An override calls ``super().on_stop()``.
+
+        Called by: the framework, once, when the connection ends for any reason; ``close_code`` is set by then. An
+        override runs on a thread (or greenlet) of its own, for ``runs_on = "loop"`` on the loop. The stop flag is set
+        and the waits are woken even if an override forgets to.
+        """
+        self._krait.stop_by_hook()
+
+    # ---- messages
+
+    def pop_in_message(self, timeout: float | None = 0) -> Message | None:
+        """The next message that arrived, or ``None``.
+
+        What had arrived when the connection ended can still be popped.
+
+        Args:
+            timeout: Seconds to wait for one; ``None`` waits until one comes or the connection ends.
+
+        Raises:
+            RuntimeError: The queue is disabled (``use_in_message_queue=False``), or the call would wait on the network
+                loop.
+        """
+        if self._krait.incoming is None:
+            raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
+        return self._krait.incoming.pop(timeout)
+
+    def messages(self) -> Iterator[Message]:
+        """Every message from now on, waiting for each, until the connection ends.
+
+        Raises:
+            RuntimeError: As ``pop_in_message``.
+        """
+        while (message := self.pop_in_message(None)) is not None:
+            yield message
+
+    def push_out_message(self, message: str | bytes | bytearray | memoryview) -> bool:
+        """Queues a message for the client: ``str`` as text, bytes-like as binary (copied).
+
+        When the out-mailbox is full, ``slow_consumer`` decides: wait up to ``push_timeout`` (``"block"``), close with
+        1013 (``"close"``), or drop this message or the oldest one. On the network loop ``"block"`` cannot wait and
+        closes.
+
+        Returns:
+            ``True`` when it is queued, ``False`` when the connection is over or the message was dropped.
+
+        Raises:
+            TypeError: Another type.
+            UnicodeEncodeError: A text with a lone surrogate.
+        """
+        if isinstance(message, str):
+            return self._krait.outgoing.push(encode_text(message))
+        if isinstance(message, bytes | bytearray | memoryview):
+            return self._krait.outgoing.push(encode_binary(message))
+        raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
+
+    def pop_out_message(self) -> Message | None:
+        """Takes back the oldest message that the network loop has not taken yet; ``None`` when there is none."""
+        return self._krait.outgoing.pop()
+
+    # ---- life
+
+    def should_stop(self) -> bool:
+        """Whether the connection is over, or is being closed."""
+        return self._krait.stopping.is_set()
+
+    def wait_stop(self, timeout: float | None = None) -> bool:
+        """Sleeps ``timeout`` seconds, or until the stop flag is set, whichever comes first: the polite ``time.sleep``.
+
+        Returns:
+            Whether to stop.
+        """
+        return self._krait.stopping.wait(timeout)
+
+    def wait_stopped(self, timeout: float | None = None) -> bool:
+        """Joins the handler. Returns ``True`` when it has ended (or never ran), ``False`` after ``timeout`` seconds.
+
+        Raises:
+            RuntimeError: The handler waits for itself.
+        """
+        return self._krait.wait_ended(timeout)
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Sends what was pushed, then closes. Does nothing when the connection is over.
+
+        Args:
+            code: 1000-1003, 1007-1014 or 3000-4999 (RFC 6455 section 7.4).
+            reason: At most 123 bytes of UTF-8.
+
+        Raises:
+            ValueError: Code or reason cannot be sent.
+        """
+        encode_close(code, reason)
+        self._krait.end(code, reason)
+
+    @property
+    def close_code(self) -> int | None:
+        """What ended the connection: the code of the first close, 1005 for a close without a code, 1006 for a loss
+        without a close, ``None`` while it is open."""
+        return self._krait.close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The reason that came with ``close_code``."""
+        return self._krait.close_reason
+
+    @property
+    def request(self) -> WebsocketsRequest | None:
+        """The upgrade request; ``None`` before the connection is accepted."""
+        return self._krait.request
+
+    @property
+    def protocol(self) -> str | None:
+        """The chosen subprotocol."""
+        return self._krait.protocol
+
+    @property
+    def remote_addr(self) -> str | None:
+        """The client's address."""
+        return None if self._krait.request is None else self._krait.request.remote_addr
+
+    @property
+    def id(self) -> str:
+        """Names the connection in every log record."""
+        return self._krait.id

@@ -1,0 +1,68 @@
+"""The exceptions that krait-ws raises. Imports nothing, so that every module can use it.
+
+::
+
+    KraitError
+    ├── ConfigError         a flag, an environment variable or a class attribute has a bad value
+    ├── SiteError           the site folder, or the way its files map to URLs, is wrong
+    ├── RouteScriptError    a route script answered with something that cannot be sent
+    ├── ConnectionEndedError  the connection ended before the answer that was waited for
+    └── ProtocolError       the peer broke RFC 6455; carries the close code that says so
+        └── HandshakeError  the peer's upgrade request cannot be accepted; carries the HTTP status
+
+Mistakes in calls (a message of a wrong type, joining yourself, popping from a disabled queue) raise the
+built-in ``TypeError``, ``ValueError`` and ``RuntimeError``: they are bugs to mend, not conditions to handle.
+"""
+
+from __future__ import annotations
+
+
+class KraitError(Exception):
+    """Root of every exception that krait-ws raises on its own account."""
+
+
+class ConfigError(KraitError):
+    """A setting has a value that cannot be used. The message names the setting, the value and the remedy."""
+
+
+class SiteError(KraitError):
+    """The site cannot be served: the folder is missing, or two files claim the same URL."""
+
+
+class RouteScriptError(KraitError):
+    """A route script returned or assigned something that is no answer. Logged, and 500 for the client."""
+
+
+class ConnectionEndedError(KraitError):
+    """The connection ended while something was waited for."""
+
+
+class ProtocolError(KraitError):
+    """The peer broke the protocol.
+
+    Raised and caught inside ``krait_ws.protocol``: bytes from a peer never raise out of it.
+
+    Args:
+        code: The close code to send (RFC 6455 section 7.4.1).
+        reason: What was wrong, at most 123 bytes of UTF-8, sent to the peer.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{reason} ({code})")
+        self.code = code
+        self.reason = reason
+
+
+class HandshakeError(ProtocolError):
+    """The upgrade request cannot be accepted (RFC 6455 section 4.2).
+
+    Args:
+        status: The HTTP status line's text, for example ``"400 Bad Request"``.
+        reason: What was wrong and what to send instead; becomes the body of the answer.
+        headers: Headers the answer needs, for example ``Sec-WebSocket-Version``.
+    """
+
+    def __init__(self, status: str, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(1002, reason)
+        self.status = status
+        self.headers = headers

@@ -1,0 +1,298 @@
+"""The two mailboxes between a handler and the network loop, bounded and lock-protected.
+
+``InMailbox``: the loop puts what arrived, the handler pops. It never refuses and never waits in ``put``: when it is
+full it says so, and its producer stops reading the socket until ``on_room``; so it holds at most its limits and what
+one read of the socket gave. ``OutMailbox``: the handler pushes encoded frames, the loop takes them. When it is full
+the slow-consumer policy decides.
+
+One lock each, held for a few instructions and never across user code, a wait or a wake-up call of the loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from krait_ws.config import Config
+from krait_ws.protocol.frames import Message, decode_message
+from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock
+
+
+def memory_size(message: Message) -> int:
+    """Bytes that a message holds at most: four a character when a text is not ASCII."""
+    return len(message) if type(message) is bytes or message.isascii() else 4 * len(message)
+
+
+def no_one() -> None:
+    """What a mailbox calls that nobody has connected."""
+
+
+class InMailbox:
+    """Messages that arrived and were not popped yet, in order.
+
+    ``on_room`` is called once, outside the lock, when a full mailbox has fallen to half of its limits.
+    """
+
+    __slots__ = ("_bytes", "_closed", "_full", "_lock", "_poppers", "_queue", "_room_waiters", "limits", "on_room")
+
+    def __init__(self, limits: Config) -> None:
+        self.limits = limits
+        self.on_room: Callable[[], None] = no_one
+        self._lock = new_lock()
+        self._queue: deque[Message] = deque()  # guarded by _lock, as is all below
+        self._bytes = 0
+        self._full = False
+        self._closed = False
+        self._poppers = Waiters()
+        self._room_waiters = Waiters()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its producer must wait for ``on_room``."""
+        return self._full
+
+    def put(self, messages: list[Message]) -> bool:
+        """Appends what arrived. Returns ``False`` when the mailbox is full now. Thread: any; never waits.
+
+        Once it is closed, messages are dropped: their connection is over.
+        """
+        with self._lock:
+            if self._closed:
+                return True
+            for message in messages:
+                self._queue.append(message)
+                self._bytes += memory_size(message)
+                self._poppers.wake_one_locked()
+            if len(self._queue) >= self.limits.max_in_messages or self._bytes >= self.limits.max_in_bytes:
+                self._full = True
+            return not self._full
+
+    def pop(self, timeout: float | None = 0) -> Message | None:
+        """The next message; ``None`` after ``timeout`` seconds, or once the mailbox is closed and empty.
+
+        Raises:
+            RuntimeError: It would wait on the network loop.
+        """
+        deadline = None
+        while True:
+            with self._lock:
+                if self._queue:
+                    message = self._queue.popleft()
+                    self._bytes -= memory_size(message)
+                    room = self._full and self._regain_room_locked()
+                    break
+                if self._closed or timeout == 0:
+                    return None
+                waiter = self._poppers.add_locked()
+            if timeout is None:
+                remaining = None
+            else:
+                deadline = deadline or monotonic() + timeout
+                remaining = deadline - monotonic()
+            woken = False
+            try:
+                woken = waiter.wait(remaining)
+            finally:
+                if not woken:
+                    self._leave(waiter)
+            if not woken:
+                timeout = 0  # a last look, for what came at the same moment
+        if room:
+            self.on_room()
+        return message
+
+    def wait_for_room(self) -> None:
+        """Waits until the mailbox is not full or is closed. For the thread that delivers messages to it."""
+        with self._lock:
+            if self._closed or not self._full:
+                return
+            waiter = self._room_waiters.add_locked()
+        waiter.wait(None)
+
+    def close(self) -> None:
+        """Takes nothing more and wakes every wait; what is in it can still be popped. Thread: any."""
+        with self._lock:
+            self._closed = True
+            self._poppers.wake_all_locked()
+            self._room_waiters.wake_all_locked()
+
+    def _regain_room_locked(self) -> bool:
+        if len(self._queue) * 2 > self.limits.max_in_messages or self._bytes * 2 > self.limits.max_in_bytes:
+            return False
+        self._full = False
+        self._room_waiters.wake_all_locked()
+        return True
+
+    def _leave(self, waiter: Waiter) -> None:
+        """A wait ended by its timeout or an exception. A wake-up that came too late goes to the next in line."""
+        with self._lock:
+            if not self._poppers.remove_locked(waiter) and self._queue:
+                self._poppers.wake_one_locked()
+
+
+class OutMailbox:
+    """Encoded frames that wait for the network loop, in order.
+
+    ``on_output`` is called outside the lock when there is something to take and the loop does not know it yet;
+    ``on_overflow`` when the policy ends the connection.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_closed",
+        "_lock",
+        "_pushers",
+        "_queue",
+        "_signalled",
+        "blocked",
+        "dropped",
+        "limits",
+        "on_output",
+        "on_overflow",
+    )
+
+    def __init__(self, limits: Config) -> None:
+        self.limits = limits
+        self.on_output: Callable[[], None] = no_one
+        self.on_overflow: Callable[[], None] = no_one
+        self._lock = new_lock()
+        self._queue: deque[bytes] = deque()  # guarded by _lock, as is all below
+        self._bytes = 0
+        self._signalled = False  # the loop knows that there is something to take
+        self._closed = False
+        self._pushers = Waiters()
+        self.dropped = 0  # messages that the policy dropped
+        self.blocked = 0  # pushes that had to wait
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def bytes_waiting(self) -> int:
+        return self._bytes
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether it is more than half full: time to stop producing."""
+        return self._bytes * 2 > self.limits.max_out_bytes or len(self._queue) * 2 > self.limits.max_out_messages
+
+    def push(self, frame: bytes) -> bool:
+        """Appends a frame. Returns ``False`` when the connection is over or the policy dropped it. Thread: any.
+
+        May wait for room up to ``push_timeout`` where the policy is ``block``, except on the network loop, where a
+        full mailbox ends the connection.
+        """
+        with self._lock:
+            if self._closed:
+                return False
+            room = self._has_room_locked(len(frame))
+            wake = self._append_locked(frame) if room else False
+        if not room:
+            return self._push_when_full(frame)
+        if wake:
+            self.on_output()
+        return True
+
+    def take(self, max_bytes: int) -> bytes:
+        """Frames of up to ``max_bytes`` together, at least one; ``b""`` when there is none. Called by: the loop."""
+        with self._lock:
+            if not self._queue:
+                self._signalled = False
+                return b""
+            if self._bytes <= max_bytes:
+                frames = list(self._queue)
+                self._queue.clear()
+                self._bytes = 0
+                self._signalled = False
+            else:
+                frames = [self._queue.popleft()]
+                size = len(frames[0])
+                while self._queue and size + len(self._queue[0]) <= max_bytes:
+                    size += len(self._queue[0])
+                    frames.append(self._queue.popleft())
+                self._bytes -= size
+                self._signalled = bool(self._queue)
+            self._pushers.wake_all_locked()
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    def pop(self) -> Message | None:
+        """The next message, decoded; ``None`` when there is none. Thread: any."""
+        with self._lock:
+            if not self._queue:
+                return None
+            frame = self._queue.popleft()
+            self._bytes -= len(frame)
+            self._signalled = bool(self._queue)
+            self._pushers.wake_all_locked()
+        return decode_message(frame)
+
+    def close(self) -> None:
+        """Takes nothing more and wakes every blocked push; what is in it can still be taken. Thread: any."""
+        with self._lock:
+            self._closed = True
+            self._pushers.wake_all_locked()
+
+    def _has_room_locked(self, size: int) -> bool:
+        # A frame that is larger than the limit passes alone: it could never be sent otherwise.
+        return not self._queue or (
+            len(self._queue) < self.limits.max_out_messages and self._bytes + size <= self.limits.max_out_bytes
+        )
+
+    def _append_locked(self, frame: bytes) -> bool:
+        """Returns whether the loop must be told."""
+        self._queue.append(frame)
+        self._bytes += len(frame)
+        wake = not self._signalled
+        self._signalled = True
+        return wake
+
+    def _push_when_full(self, frame: bytes) -> bool:
+        policy = self.limits.slow_consumer
+        if policy == "drop_new":
+            with self._lock:
+                self.dropped += 1
+            return False
+        if policy == "drop_oldest":
+            return self._push_over_oldest(frame)
+        if policy == "close":
+            self.on_overflow()
+            return False
+        return self._push_blocking(frame)
+
+    def _push_over_oldest(self, frame: bytes) -> bool:
+        with self._lock:
+            if self._closed:
+                return False
+            while not self._has_room_locked(len(frame)):
+                self._bytes -= len(self._queue.popleft())
+                self.dropped += 1
+            wake = self._append_locked(frame)
+        if wake:
+            self.on_output()
+        return True
+
+    def _push_blocking(self, frame: bytes) -> bool:
+        deadline = monotonic() + self.limits.push_timeout
+        with self._lock:
+            self.blocked += 1
+        while True:
+            with self._lock:
+                if self._closed:
+                    return False
+                if self._has_room_locked(len(frame)):
+                    wake = self._append_locked(frame)
+                    break
+                remaining = deadline - monotonic()
+                waiter = self._pushers.add_locked() if remaining > 0 and may_wait() else None
+            if waiter is None:
+                self.on_overflow()
+                return False
+            waiter.wait(remaining)
+            with self._lock:
+                self._pushers.remove_locked(waiter)
+        if wake:
+            self.on_output()
+        return True

@@ -1,0 +1,1 @@
+"""The network loop and what it owns: timers, pollers, connections, and the server that feeds it connections."""

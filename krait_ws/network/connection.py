@@ -1,0 +1,232 @@
+"""One socket and its protocol state. Owned by the network loop: every method runs there, and nothing here has a lock.
+
+Comes in: bytes of the socket, frames of the session's out-mailbox. Goes out: messages to the session, bytes to the
+socket. Its life::
+
+    open      reads and writes; pauses reading while the session has no room
+    closing   ``close`` was called: what is queued is sent, then the close frame; the peer's is waited for
+    ending    both close frames are through: our half of TCP is shut, the rest is read away (RFC 6455 section 7.1.1)
+    gone      the socket is closed
+
+From closing on a timer runs: a peer that does not do its part within ``close_timeout`` is cut off.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+
+from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
+from krait_ws.network.poller import READ, WRITE
+from krait_ws.protocol.connection import ProtocolState, State
+from krait_ws.protocol.frames import ABNORMAL
+from krait_ws.session import Session
+
+READ_SIZE = 16 * 1024
+"""Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame it is the whole
+buffer, whose bytes cost far less each."""
+
+SEND_SIZE = 64 * 1024
+"""Bytes of frames that are joined to one send; a larger frame goes alone."""
+
+FLUSH_BUDGET = 4 * SEND_SIZE
+"""Bytes sent in one turn."""
+
+_COPY_BELOW = 4 * 1024  # bytes; a short read is sliced faster as bytes than as a view of the buffer
+
+
+class Connection:
+    """See the module.
+
+    Args:
+        loop: The network loop that owns it.
+        sock: A connected socket; it is this connection's from now on.
+        session: Whose messages it carries.
+        received: What the client sent behind its handshake.
+    """
+
+    __slots__ = ("_closing", "_descriptor", "_ending", "_loop", "_protocol", "_reading", "_session", "_sock", "_timer",
+                 "_unsent")  # fmt: skip
+
+    def __init__(self, loop: Loop, sock: socket.socket, session: Session, received: bytes) -> None:
+        self._loop = loop
+        self._sock: socket.socket | None = sock
+        self._descriptor = sock.fileno()
+        self._session = session
+        self._protocol = ProtocolState(session.config.max_message_size)
+        self._closing: tuple[int, str] | None = None
+        self._ending = False
+        self._reading = True
+        self._unsent: memoryview | None = None  # the rest of a chunk that the socket did not take
+        self._timer: Timer | None = None
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop.watch(self._descriptor, self, READ)
+        session.attach(self)
+        if received:
+            self._receive(received)
+
+    # ---- called by the loop
+
+    def on_ready(self, events: int) -> None:
+        """The socket is ready."""
+        if events & READ:
+            if self._reading:
+                self._read()
+            else:
+                self._gone()  # reading is paused and not watched: this is an error or a hang-up
+        if events & WRITE and self._unsent is not None:
+            self._send(self._unsent)
+            self.flush()
+
+    def abort(self) -> None:
+        """Closes the socket now."""
+        self._gone()
+
+    # ---- called by the session
+
+    def flush(self) -> None:
+        """Sends what there is to send, up to a budget; the rest has its next turn soon."""
+        budget = FLUSH_BUDGET
+        while self._sock is not None and self._unsent is None:
+            chunk = self._next_chunk()
+            if not chunk:
+                self._all_sent()
+                return
+            self._send(chunk)
+            budget -= len(chunk)
+            if not self._has_more():
+                self._all_sent()
+                return
+            if budget <= 0:
+                self._loop.call(self.flush)
+                return
+
+    def resume_reading(self) -> None:
+        """There is room for messages again."""
+        if self._sock is not None and not self._reading:
+            self._reading = True
+            self._watch()
+
+    def close(self, code: int, reason: str) -> None:
+        """Sends what is queued, then closes. The first call counts."""
+        if self._sock is None or self._closing is not None or self._protocol.state is not State.OPEN:
+            return
+        self._closing = (code, reason)
+        self._start_timer()
+        self.resume_reading()  # the peer's close frame may be behind messages that nobody will take
+        self.flush()
+
+    # ---- reading
+
+    def _read(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        loop = self._loop
+        size = BUFFER_SIZE if self._protocol.bytes_expected > READ_SIZE else READ_SIZE
+        try:
+            received = sock.recv_into(loop.buffer, size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._gone()
+            return
+        if not received:
+            self._gone()
+        elif not self._ending:
+            data = loop.buffer_view[:received]
+            self._receive(bytes(data) if received < _COPY_BELOW else data)
+
+    def _receive(self, data: bytes | memoryview) -> None:
+        protocol = self._protocol
+        messages = protocol.receive(data)
+        if messages and not self._session.receive(messages):
+            self._pause_reading()
+        if protocol.state is State.CLOSED:
+            assert protocol.close_code is not None
+            self._session.end(protocol.close_code, protocol.close_reason)
+            self._start_timer()
+            self.flush()
+        elif protocol.owes:
+            self.flush()
+
+    def _pause_reading(self) -> None:
+        if self._sock is not None and self._closing is None:
+            self._reading = False
+            self._watch()
+
+    # ---- writing
+
+    def _next_chunk(self) -> bytes:
+        protocol = self._protocol
+        control = protocol.take_control_frames() if protocol.owes else b""
+        if protocol.state is not State.OPEN:
+            return control
+        data = self._session.outgoing.take(SEND_SIZE)
+        if data:
+            return control + data if control else data
+        if self._closing is not None:
+            protocol.send_close(*self._closing)
+            return control + protocol.take_control_frames()
+        return control
+
+    def _has_more(self) -> bool:
+        return self._closing is not None or self._protocol.owes or len(self._session.outgoing) > 0
+
+    def _send(self, chunk: bytes | memoryview) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            sent = sock.send(chunk)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._gone()
+            return
+        was_stuck = self._unsent is not None
+        self._unsent = memoryview(chunk)[sent:] if sent < len(chunk) else None
+        if was_stuck != (self._unsent is not None):
+            self._watch()
+
+    def _all_sent(self) -> None:
+        if self._sock is None or self._unsent is not None:
+            return
+        if self._protocol.state is State.CLOSED:
+            self._end_stream()
+        elif not self._reading and self._session.may_receive():
+            self.resume_reading()
+
+    # ---- ending
+
+    def _end_stream(self) -> None:
+        """Closes our half of TCP. Closing the socket while something unread is in it would send a reset, which can
+        destroy our close frame on its way."""
+        if self._ending or self._sock is None:
+            return
+        self._ending = True
+        with suppress(OSError):  # the peer was faster
+            self._sock.shutdown(socket.SHUT_WR)
+        self.resume_reading()
+
+    def _gone(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._unsent = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.forget(self._descriptor)
+        sock.close()
+        self._protocol.end_of_stream()
+        self._session.transport_gone(self._protocol.close_code or ABNORMAL, self._protocol.close_reason)
+
+    def _start_timer(self) -> None:
+        if self._timer is None and self._sock is not None:
+            self._timer = self._loop.call_later(self._session.config.close_timeout, self._gone)
+
+    def _watch(self) -> None:
+        events = (READ if self._reading else 0) | (WRITE if self._unsent is not None else 0)
+        self._loop.watch(self._descriptor, self, events)

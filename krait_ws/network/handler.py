@@ -1,0 +1,159 @@
+"""From an accepted socket to a session: reads the HTTP head, lets the site decide, hands the socket over.
+
+One instance and one greenlet serve one HTTP connection. After a 101 the socket goes to the network loop and the
+greenlet ends; gevent-websocket's codec never carries a byte.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket as socket_module
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.monkey import get_original
+from geventwebsocket.handler import WebSocketHandler
+
+from krait_ws.errors import HandshakeError
+from krait_ws.protocol import handshake
+from krait_ws.session import Session
+
+if TYPE_CHECKING:
+    pass
+
+access_logger = logging.getLogger("krait_ws.access")
+server_logger = logging.getLogger("krait_ws.server")
+
+_NativeSocket: type[socket_module.socket] = get_original("socket", "socket")
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
+    """gevent's handler with the upgrade of krait-ws in gevent-websocket's place."""
+
+    websocket: Session
+    socket: Any
+    _head_timeout: Any = None
+    _requests = 0
+
+    # ---- the request's head, in limited time
+
+    def handle_one_request(self) -> Any:
+        config = self.server.krait.config
+        seconds = config.keep_alive_timeout if self._requests else config.handshake_timeout
+        self._head_timeout = gevent.Timeout.start_new(seconds)
+        try:
+            return super().handle_one_request()
+        except gevent.Timeout as timeout:
+            if timeout is not self._head_timeout:
+                raise
+            # A kept connection that said nothing is simply over; a request that does not come whole is told.
+            return ("408", _TIMED_OUT) if self.requestline or not self._requests else None
+        finally:
+            self._head_timeout.close()
+
+    def read_requestline(self) -> str:
+        self.requestline = ""
+        line: str = super().read_requestline()
+        if self._requests:
+            self._head_timeout.close()
+            self._head_timeout = gevent.Timeout.start_new(self.server.krait.config.handshake_timeout)
+        return line
+
+    def get_environ(self) -> dict[str, Any]:
+        """The head is here."""
+        self._head_timeout.close()
+        self._requests += 1
+        environ: dict[str, Any] = super().get_environ()
+        return environ
+
+    # ---- the upgrade; run_application of the base class calls these two in this order
+
+    def upgrade_websocket(self) -> Iterable[bytes] | None:
+        """Sets ``self.websocket`` and starts a 101, or starts a refusal and returns its body, or does nothing for a
+        plain request."""
+        if not handshake.is_upgrade(self.environ):
+            return None
+        try:
+            handshake.check_upgrade(self.environ)
+        except HandshakeError as error:
+            self.close_connection = True
+            body = error.reason.encode() + b"\n"
+            self.start_response(error.status, [("Content-Type", "text/plain; charset=utf-8"), *error.headers])
+            return [body]
+        decision = self.server.krait.decide_upgrade(self.environ)
+        if not isinstance(decision, Session):
+            return list(decision(self.environ, self.start_response))
+        self.websocket = decision
+        self.start_response("101 Switching Protocols", handshake.accept_headers(self.environ, decision.protocol))
+        return None
+
+    def run_websocket(self) -> None:
+        """The 101 is sent: the socket moves to the network loop."""
+        session = self.websocket
+        del self.websocket
+        self.close_connection = True
+        self.socket.setblocking(False)
+        received = self._buffered_bytes()
+        # A duplicate, because gevent closes the handler's own socket when this greenlet ends.
+        sock = _NativeSocket(self.socket.family, self.socket.type, self.socket.proto, os.dup(self.socket.fileno()))
+        self.rfile.close()
+        self.socket.close()
+        self.socket = None  # else the base class would read from it before it closes it
+        self.server.krait.adopt(sock, session, received)
+
+    def run_application(self) -> None:
+        try:
+            super().run_application()
+        finally:
+            session = self.__dict__.pop("websocket", None)
+            if session is not None:  # the 101 could not be sent
+                session.transport_gone(1006)
+
+    def _buffered_bytes(self) -> bytes:
+        """What the client sent right behind its request and is in the reader's buffer already."""
+        try:
+            return bytes(self.rfile.peek())
+        except OSError:
+            return b""
+
+    # ---- logs
+
+    def log_request(self) -> None:
+        access_logger.info("%s", self.format_request())
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        server_logger.warning(msg, *args)
+
+    @property
+    def logger(self) -> logging.Logger:
+        return server_logger
+
+
+def read_body(environ: dict[str, Any], limit: int, seconds: float) -> None:
+    """Replaces ``wsgi.input`` by the request's body in memory, because a route script runs in another thread and the
+    socket belongs to this one.
+
+    Raises:
+        HandshakeError: 413 for a body above ``limit`` bytes, 408 for one that takes longer than ``seconds``.
+    """
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if length.isdigit() and int(length) > limit:
+        raise HandshakeError("413 Content Too Large", f"the body must not exceed {limit} bytes")
+    body = b""
+    if length != "0" or environ.get("HTTP_TRANSFER_ENCODING"):
+        timeout = gevent.Timeout(seconds)
+        try:
+            with timeout:
+                body = environ["wsgi.input"].read(limit + 1)
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            raise HandshakeError("408 Request Timeout", "the body did not come in time") from None
+    if len(body) > limit:
+        raise HandshakeError("413 Content Too Large", f"the body must not exceed {limit} bytes")
+    environ["wsgi.input"] = io.BytesIO(body)
+    environ["CONTENT_LENGTH"] = str(len(body))

@@ -1,0 +1,146 @@
+"""The network loop: calls from other threads, timers, and ready sockets, all in callbacks of one gevent hub.
+
+Comes in: ready sockets from the poller, calls from any thread. Goes out: calls of what they belong to, in the thread
+of the hub. Nothing here may wait, and no exception of one call reaches another.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gevent.hub import get_hub
+
+from krait_ws.network.poller import Ready, new_poller
+from krait_ws.waiting import get_hub_if_exists, monotonic, new_lock
+
+logger = logging.getLogger("krait_ws.network")
+
+BUFFER_SIZE = 256 * 1024
+"""Bytes of the receive buffer that all connections share: the most that one read takes."""
+
+
+class Timer:
+    """A call to come. Owned by the loop."""
+
+    __slots__ = ("due", "function")
+
+    def __init__(self, due: float, function: Callable[[], None]) -> None:
+        self.due = due
+        self.function: Callable[[], None] | None = function
+
+    def cancel(self) -> None:
+        self.function = None
+
+
+class Loop:
+    """Belongs to the hub of the thread that makes it.
+
+    Args:
+        poller: Which poller to take, see ``new_poller``.
+    """
+
+    def __init__(self, poller: str = "auto") -> None:
+        self.hub: Any = get_hub()
+        self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
+        self.buffer_view = memoryview(self.buffer)
+        self._lock = new_lock()
+        self._calls: deque[Callable[[], None]] = deque()  # guarded by _lock
+        self._woken = False  # guarded by _lock: a run of the calls is on its way
+        self._closed = False  # guarded by _lock
+        self._timers: list[tuple[float, int, Timer]] = []  # a heap; owned by the loop
+        self._timer_number = itertools.count()
+        self._timer: Any = None  # of the hub, for the first of them
+        # Unlike a callback, an async watcher can be triggered from any thread, and many triggers are one wake-up.
+        self._async = self.hub.loop.async_()
+        self._async.start(self._run_calls)
+        self._poller = new_poller(poller, self.hub, self._serve)
+        self.watch = self._poller.watch
+        self.forget = self._poller.forget
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Runs ``function`` on the loop soon, in the order of the calls. Thread: any; never waits.
+
+        After ``close`` it does nothing.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._calls.append(function)
+            wake = not self._woken
+            self._woken = True
+            if not wake:
+                return
+            # Under the lock, so that close() cannot take the watcher away between the decision and the wake-up.
+            if get_hub_if_exists() is self.hub:
+                self.hub.loop.run_callback(self._run_calls)
+            else:
+                self._async.send()
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+        """Runs ``function`` after ``seconds``. Thread: the loop's."""
+        timer = Timer(monotonic() + seconds, function)
+        heapq.heappush(self._timers, (timer.due, next(self._timer_number), timer))
+        if self._timers[0][2] is timer:
+            self._start_timer()
+        return timer
+
+    def close(self) -> None:
+        """Lets go of the hub. Thread: the loop's."""
+        with self._lock:
+            self._closed = True
+            self._calls.clear()
+        self._async.stop()
+        self._async.close()
+        self._stop_timer()
+        self._timers.clear()
+        self._poller.close()
+
+    def _serve(self, batch: list[tuple[Ready, int]]) -> None:
+        """Serves the ready sockets, then at once what their messages set off."""
+        with self._lock:
+            self._woken = True  # calls made meanwhile are run below
+        for owner, events in batch:
+            try:
+                owner.on_ready(events)
+            except Exception:
+                logger.exception("a connection failed; it is an error of krait-ws")
+                owner.abort()
+        self._run_calls()
+
+    def _run_calls(self) -> None:
+        """Runs the calls that are there now; those that come meanwhile have the next turn, after the sockets."""
+        with self._lock:
+            calls = self._calls
+            self._calls = deque()
+            self._woken = False
+        for function in calls:
+            try:
+                function()
+            except Exception:
+                logger.exception("a call on the network loop failed; it is an error of krait-ws")
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.hub.loop.timer(max(0.0, self._timers[0][0] - monotonic()))
+        self._timer.start(self._run_timers)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            function = heapq.heappop(self._timers)[2].function
+            if function is not None:
+                self.call(function)
+        self._stop_timer()
+        if self._timers:
+            self._start_timer()

@@ -1,0 +1,120 @@
+"""Watches many sockets and reports the ready ones in batches.
+
+``EpollPoller`` registers one epoll object with gevent's hub and no socket of its own, which costs a fraction of a
+watcher per socket. ``WatcherPoller`` has a gevent watcher per socket and works on every platform. Owned by the loop.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+READ, WRITE = 1, 2
+_MAX_BATCH = 256
+
+
+class Ready(Protocol):
+    """A watched socket's owner."""
+
+    def on_ready(self, events: int) -> None:
+        """``events`` has READ, WRITE or both. Errors and hang-ups report as both."""
+
+    def abort(self) -> None:
+        """It failed: let go of the socket at once."""
+
+
+Batch = Callable[[list[tuple[Ready, int]]], None]
+
+
+class Poller(Protocol):
+    """``serve`` gets the ready sockets' owners."""
+
+    def watch(self, descriptor: int, owner: Ready, events: int) -> None:
+        """Begins or changes what is watched of a socket. With no events it reports errors at most."""
+
+    def forget(self, descriptor: int) -> None:
+        """Ends it; before the descriptor is closed."""
+
+    def close(self) -> None: ...
+
+
+class EpollPoller:
+    def __init__(self, hub: Any, serve: Batch) -> None:
+        self._serve = serve
+        self._owners: dict[int, Ready] = {}
+        self._epoll = select.epoll()
+        self._watcher = hub.loop.io(self._epoll.fileno(), READ)
+        self._watcher.start(self._poll)
+
+    def watch(self, descriptor: int, owner: Ready, events: int) -> None:
+        mask = (select.EPOLLIN if events & READ else 0) | (select.EPOLLOUT if events & WRITE else 0)
+        if descriptor in self._owners:
+            self._epoll.modify(descriptor, mask)
+        else:
+            self._epoll.register(descriptor, mask)
+            self._owners[descriptor] = owner
+
+    def forget(self, descriptor: int) -> None:
+        if self._owners.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+        self._epoll.close()
+        self._owners.clear()
+
+    def _poll(self) -> None:
+        owners = self._owners
+        batch = []
+        for descriptor, mask in self._epoll.poll(0, _MAX_BATCH):
+            owner = owners.get(descriptor)
+            if owner is not None:
+                batch.append((owner, _EVENTS.get(mask, READ | WRITE)))
+        if batch:
+            self._serve(batch)
+
+
+class WatcherPoller:
+    def __init__(self, hub: Any, serve: Batch) -> None:
+        self._hub = hub
+        self._serve = serve
+        self._watchers: dict[int, Any] = {}
+
+    def watch(self, descriptor: int, owner: Ready, events: int) -> None:
+        self.forget(descriptor)
+        if not events:
+            self._watchers[descriptor] = None
+            return
+        watcher = self._hub.loop.io(descriptor, events)
+        watcher.start(self._ready, owner, pass_events=True)
+        self._watchers[descriptor] = watcher
+
+    def forget(self, descriptor: int) -> None:
+        watcher = self._watchers.pop(descriptor, None)
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def close(self) -> None:
+        for descriptor in list(self._watchers):
+            self.forget(descriptor)
+
+    def _ready(self, events: int, owner: Ready) -> None:
+        self._serve([(owner, events & (READ | WRITE))])
+
+
+def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
+    """``kind`` is ``"epoll"``, ``"watchers"`` or ``"auto"``: epoll where there is one."""
+    if kind == "epoll" or (kind == "auto" and sys.platform == "linux"):
+        return EpollPoller(hub, serve)
+    return WatcherPoller(hub, serve)
+
+
+_EVENTS = (
+    {select.EPOLLIN: READ, select.EPOLLOUT: WRITE, select.EPOLLIN | select.EPOLLOUT: READ | WRITE}
+    if sys.platform == "linux"
+    else {}
+)

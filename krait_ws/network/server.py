@@ -1,0 +1,285 @@
+"""The server: gevent's WSGI server in front, the site in a pool of native threads, the network loop behind.
+
+Comes in: a site and a configuration. It owns the listening socket, the loop, the pool and the set of live sessions, and
+ends them in that order.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIServer
+from gevent.threadpool import ThreadPool
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from krait_ws import context
+from krait_ws.config import Config
+from krait_ws.context import WebsocketsRequest, WebsocketsResponse
+from krait_ws.errors import ConfigError, HandshakeError
+from krait_ws.http import Request, Response
+from krait_ws.network.connection import Connection
+from krait_ws.network.handler import UpgradeHandler, read_body
+from krait_ws.network.loop import Loop
+from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
+from krait_ws.session import Session
+from krait_ws.site import Site
+from krait_ws.waiting import monotonic
+
+logger = logging.getLogger("krait_ws.server")
+
+_MAX_HTTP_CONNECTIONS = 10_000
+_BACKLOG = 1024
+_CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to the pool brings
+_WHOLE_BODY = 256 * 1024  # bytes of a body that comes with the answer
+_T = TypeVar("_T")
+
+
+class _WsgiServer(WSGIServer):  # type: ignore[misc]
+    """Knows the server it belongs to, for the handler's sake."""
+
+    krait: Server
+
+    def update_environ(self) -> None:
+        # The base class looks the host's name up in DNS here.
+        self.environ.setdefault("SERVER_NAME", str(self.address[0]))
+        super().update_environ()
+
+
+class Server:
+    """Serves a site. To be made, started and stopped in one thread, whose gevent hub it uses.
+
+    Args:
+        root: The site's folder.
+        config: What is in force.
+
+    Raises:
+        SiteError: The site cannot be served.
+        ConfigError: The address cannot be listened on.
+    """
+
+    def __init__(self, root: Path, config: Config) -> None:
+        self.config = config
+        self.site = Site(root, config)
+        self.sessions: set[Session] = set()  # owned by the loop
+        self._stopping = False
+        self._stopped = Event()
+        try:
+            listener = _listen(config.host, config.port)
+        except ConfigError:
+            self.site.close()
+            raise
+        self.loop = Loop(config.poller)
+        self._threads = ThreadPool(config.script_threads)
+        self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
+        self._wsgi = _WsgiServer(
+            listener,
+            self._answer,
+            handler_class=UpgradeHandler,
+            spawn=self._http_connections,
+            log=None,
+            error_log=logger,
+        )
+        self._wsgi.krait = self
+        self._requests = 0  # plain requests and upgrades that are being answered
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on."""
+        return int(self._wsgi.address[1])
+
+    @property
+    def url(self) -> str:
+        host = self.config.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    # ---- life
+
+    def start(self) -> None:
+        """Begins to accept."""
+        self._wsgi.start()
+
+    def serve_forever(self) -> None:
+        """Returns when ``stop`` has ended."""
+        self._stopped.wait()
+
+    def request_stop(self) -> None:
+        """Begins ``stop``. Thread: any; never waits."""
+        self.loop.call(lambda: gevent.spawn(self.stop) and None)
+
+    def stop(self) -> None:
+        """Stops accepting, closes every connection with 1001, waits for handlers up to their ``stop_timeout``."""
+        if self._stopping:
+            self._stopped.wait()
+            return
+        self._stopping = True
+        self._wsgi.close()
+        sessions = list(self.sessions)
+        patience = max((session.config.stop_timeout for session in sessions), default=0.0)
+        for session in sessions:
+            session.end(GOING_AWAY, "the server is going away")
+        # A little longer than the handlers have, so that those that do not end are reported before this goes on.
+        deadline = monotonic() + patience + 0.2
+        while (self.sessions or self._requests) and monotonic() < deadline:
+            gevent.sleep(0.01)
+        self._http_connections.kill(block=True, timeout=1)
+        self.loop.close()
+        self._end_threads()
+        self.site.close()
+        self._stopped.set()
+
+    # ---- plain requests
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
+        try:
+            read_body(environ, self.config.max_body_size, self.config.handshake_timeout)
+        except HandshakeError as error:
+            response: WerkzeugResponse = Response(
+                error.reason + "\n", status=error.status, headers={"Connection": "close"}
+            )
+        else:
+            request = Request(environ, populate_request=False)
+            response = self._off_loop(contextvars.Context().run, self._page, request) or _busy()
+        if response.is_sequence:
+            return response(environ, start_response)
+        return self._streamed(response(environ, start_response))
+
+    def _page(self, request: Request) -> WerkzeugResponse:
+        """In a thread of the pool: the answer, with the body of a file that is not large."""
+        response = self.site.answer(request)
+        assert isinstance(response, WerkzeugResponse)  # only an upgrade is answered otherwise
+        size = response.content_length
+        if not response.is_sequence and size is not None and size <= _WHOLE_BODY:
+            body = b"".join(response.iter_encoded())
+            response.close()
+            response.direct_passthrough = False
+            response.response = [body]
+        return response
+
+    def _streamed(self, body: Iterable[bytes]) -> Iterator[bytes]:
+        parts = iter(body)
+        try:
+            while part := self._threads.apply(_next_part, (parts,)):
+                yield part
+        finally:
+            close = getattr(body, "close", None)
+            if close is not None:
+                self._threads.apply(close)
+
+    # ---- upgrades
+
+    def decide_upgrade(self, environ: dict[str, Any]) -> Session | WerkzeugResponse:
+        """The site's decision on an upgrade: a started session, or the answer that refuses. Called by: the handler."""
+        if self._stopping:
+            return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
+        request = Request(environ, populate_request=False)
+        run = contextvars.Context().run
+        decision: Session | WerkzeugResponse | None = self._off_loop(run, self._decide, request, late=self._discard)
+        if decision is None:
+            return _busy()
+        if isinstance(decision, Session):
+            self.sessions.add(decision)
+            if self._stopping:
+                decision.end(GOING_AWAY, "the server is going away")
+        return decision
+
+    def adopt(self, sock: socket.socket, session: Session, received: bytes) -> None:
+        """The 101 is sent: the connection joins the loop. Called by: the handler."""
+        Connection(self.loop, sock, session, received)
+
+    def _decide(self, request: Request) -> Session | WerkzeugResponse:
+        """In a thread of the pool, in a context of its own."""
+        answer = self.site.answer(request)
+        if not isinstance(answer, WebsocketsResponse):
+            return answer
+        upgrade = context.websockets_request.get()
+        assert upgrade is not None
+        return self._accept(answer, upgrade, request)
+
+    def _accept(
+        self, answer: WebsocketsResponse, upgrade: WebsocketsRequest, request: Request
+    ) -> Session | WerkzeugResponse:
+        session = answer.controller._krait
+        # The handler runs in a copy of this context, for hours perhaps: it keeps what is needed of the request only.
+        upgrade.compact()
+        context.http_request.set(None)
+        context.websockets_response.set(None)
+        try:
+            session.accept(self.loop, self.config, upgrade, answer.protocol, self.sessions.discard)
+        except Exception as error:  # of the user's on_start, or of the settings in the user's class
+            self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
+            return self.site.failed(error, request)
+        return session
+
+    def _discard(self, decision: Any) -> None:
+        """A decision that came after its time: nobody waits for it."""
+        if isinstance(decision, Session):
+            decision.transport_gone(ABNORMAL)
+
+    # ---- the pool
+
+    def _off_loop(
+        self, function: Callable[..., _T], *arguments: Any, late: Callable[[Any], None] | None = None
+    ) -> _T | None:
+        """What ``function`` returns in a thread of the pool; ``None`` when it has not within ``script_timeout``.
+
+        A thread cannot be ended: it goes on, and what it returns at last goes to ``late``.
+        """
+        timeout = gevent.Timeout(self.config.script_timeout)
+        self._requests += 1
+        result = None
+        try:
+            with timeout:
+                result = self._threads.spawn(function, *arguments)
+                value: _T = result.get()
+                return value
+        except gevent.Timeout as expired:
+            if expired is not timeout:
+                raise
+            logger.error("a route script did not answer within %g s; its client got 503", self.config.script_timeout)
+            if result is not None and late is not None:
+                result.rawlink(lambda done: late(done.value))
+            return None
+        finally:
+            self._requests -= 1
+
+    def _end_threads(self) -> None:
+        """Ends the pool's threads, but for those that a route script still holds."""
+        if not self._threads.task_queue.unfinished_tasks:
+            with gevent.Timeout(1, False):
+                self._threads.kill()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener: socket.socket = WSGIServer.get_listener(address[:2], backlog=_BACKLOG, family=family)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+    return listener
+
+
+def _next_part(parts: Iterator[bytes]) -> bytes:
+    """Some parts of a body, together large enough to be worth a hop to the pool; empty at the end."""
+    taken: list[bytes] = []
+    size = 0
+    for part in parts:
+        taken.append(part)
+        size += len(part)
+        if size >= _CHUNK_SIZE:
+            break
+    return b"".join(taken)
+
+
+def _busy() -> Response:
+    return Response("The server is busy.\n", status=503, headers={"Retry-After": "1"})

@@ -1,0 +1,137 @@
+"""The protocol state of one connection (RFC 6455 sections 5.5 and 7), without its socket.
+
+Comes in: bytes from the peer, and our wish to close. Goes out: messages, and the control frames that we owe. Owned by
+the network loop; no lock.
+
+The closing handshake as a table::
+
+    state        event                      sends           next state
+    OPEN         our close                  our Close       CLOSE_SENT
+    OPEN         peer's Close               its echo        CLOSED
+    OPEN         peer breaks the protocol   Close 1002...   CLOSED
+    CLOSE_SENT   peer's Close               nothing         CLOSED
+    CLOSE_SENT   peer breaks the protocol   nothing         CLOSED
+    any          end of TCP                 nothing         CLOSED
+"""
+
+from __future__ import annotations
+
+import enum
+
+from krait_ws.errors import ProtocolError
+from krait_ws.protocol.frames import (
+    ABNORMAL,
+    CLOSE,
+    PING,
+    PONG,
+    Message,
+    decode_close,
+    encode_close,
+    encode_control,
+)
+from krait_ws.protocol.messages import Data, MessageReader
+
+_MAX_PENDING_PONGS = 32
+
+
+class State(enum.Enum):
+    OPEN = "open"
+    CLOSE_SENT = "close sent"
+    CLOSED = "closed"
+
+
+class ProtocolState(MessageReader):
+    """What the peer said and what we owe it.
+
+    ``close_code`` and ``close_reason`` tell what ended the connection: the close frame that came or went first, the
+    code of the peer's fault, 1005 for a close frame without a code, 1006 for an end without a close frame
+    (section 7.1.5). ``None`` and ``""`` while it is open.
+    """
+
+    __slots__ = ("_close_frame", "_pongs", "close_code", "close_reason", "state")
+
+    def __init__(self, max_message_size: int) -> None:
+        super().__init__(max_message_size)
+        self.state = State.OPEN
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self._pongs: list[bytes] | None = None  # frames that answer pings
+        self._close_frame = b""
+
+    def receive(self, data: Data) -> list[Message]:
+        """The messages that end in ``data``, in order. Never raises for what the peer sent.
+
+        What arrives after a close frame, ours or the peer's, is no message any more (sections 1.4 and 5.5.1).
+        """
+        messages: list[Message] = []
+        state = self.state
+        if state is State.CLOSED:
+            return messages
+        try:
+            self.read_into(messages, data)
+        except ProtocolError as error:
+            if state is State.OPEN:
+                self._set_close(error.code, error.reason)
+                self._close_frame = encode_close(error.code, error.reason)
+            self.state = State.CLOSED
+        if state is State.CLOSE_SENT:
+            messages.clear()
+        return messages
+
+    def on_control(self, opcode: int, payload: bytes) -> bool:
+        if opcode == PING:
+            self._owe_pong(payload)
+        elif opcode == CLOSE:
+            self._receive_close(payload)
+        return opcode != CLOSE
+
+    def send_close(self, code: int, reason: str) -> None:
+        """Begins the closing handshake; does nothing when it has begun.
+
+        Raises:
+            ValueError: The code may not be sent or the reason is too long.
+        """
+        if self.state is not State.OPEN:
+            return
+        self._close_frame = encode_close(code, reason)
+        self._set_close(code, reason)
+        self.state = State.CLOSE_SENT
+
+    def end_of_stream(self) -> None:
+        """TCP has ended, in whatever way."""
+        if self.close_code is None:
+            self._set_close(ABNORMAL, "")
+        self.state = State.CLOSED
+
+    @property
+    def owes(self) -> bool:
+        """Whether ``take_control_frames`` would give anything."""
+        return bool(self._pongs or self._close_frame)
+
+    def take_control_frames(self) -> bytes:
+        """The control frames to send now. No data may be sent after a close frame."""
+        pongs = self._pongs or ()
+        self._pongs = None
+        frames = b"".join((*pongs, self._close_frame))
+        self._close_frame = b""
+        return frames
+
+    def _owe_pong(self, payload: bytes) -> None:
+        if self.state is not State.OPEN:
+            return
+        if self._pongs is None:
+            self._pongs = []
+        elif len(self._pongs) == _MAX_PENDING_PONGS:
+            del self._pongs[0]  # a peer that does not read is owed the most recent answers only (section 5.5.3)
+        self._pongs.append(encode_control(PONG, payload))
+
+    def _receive_close(self, payload: bytes) -> None:
+        code, reason = decode_close(payload)
+        if self.state is State.OPEN:
+            self._set_close(code, reason)
+            self._close_frame = encode_control(CLOSE, payload[:2])  # the echo carries the code (section 5.5.1)
+        self.state = State.CLOSED
+
+    def _set_close(self, code: int, reason: str) -> None:
+        self.close_code = code
+        self.close_reason = reason

@@ -1,0 +1,105 @@
+"""The opening handshake (RFC 6455 section 4.2), without I/O.
+
+Comes in: a request as a WSGI environ, plain data. Goes out: the headers of the 101, or a ``HandshakeError`` that
+carries the HTTP answer. Repeated headers reach a WSGI environ joined with commas, which is how RFC 9110 section 5.3
+says to read them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from websockets.exceptions import InvalidHeaderFormat
+from websockets.headers import parse_connection, parse_subprotocol, parse_upgrade
+from websockets.utils import accept_key
+
+from krait_ws.errors import HandshakeError
+
+Environ: TypeAlias = Mapping[str, Any]
+Headers: TypeAlias = list[tuple[str, str]]
+
+VERSION = "13"
+_BAD_REQUEST = "400 Bad Request"
+
+
+def is_upgrade(environ: Environ) -> bool:
+    """Whether the request asks for WebSocket: its Upgrade header names ``websocket``, in any case."""
+    return names_websocket(environ.get("HTTP_UPGRADE", ""))
+
+
+def names_websocket(upgrade_header: str) -> bool:
+    """Whether an Upgrade header names ``websocket``."""
+    try:
+        return any(token.lower() == "websocket" for token in parse_upgrade(upgrade_header))
+    except InvalidHeaderFormat:
+        return False
+
+
+def parse_subprotocols(header: str) -> list[str] | None:
+    """The subprotocols in a Sec-WebSocket-Protocol header, in the client's order; ``None`` when there are none.
+
+    Raises:
+        HandshakeError: The header cannot be read.
+    """
+    if not header.strip():
+        return None
+    try:
+        return [str(name) for name in parse_subprotocol(header)]
+    except InvalidHeaderFormat as error:
+        raise HandshakeError(_BAD_REQUEST, f"Sec-WebSocket-Protocol cannot be read: {error}") from None
+
+
+def check_upgrade(environ: Environ) -> None:
+    """Checks what section 4.2.1 asks of an upgrade request.
+
+    Raises:
+        HandshakeError: 405 for another method than GET, 505 for HTTP/1.0, 426 for another version than 13, 400 for the
+            rest.
+    """
+    if environ["REQUEST_METHOD"] != "GET":
+        raise HandshakeError("405 Method Not Allowed", "a WebSocket upgrade is a GET request", (("Allow", "GET"),))
+    if environ["SERVER_PROTOCOL"] != "HTTP/1.1":
+        raise HandshakeError("505 HTTP Version Not Supported", "a WebSocket upgrade needs HTTP/1.1")
+    if not environ.get("HTTP_HOST"):
+        raise HandshakeError(_BAD_REQUEST, "the Host header is missing")
+    if not _names_upgrade(environ.get("HTTP_CONNECTION", "")):
+        raise HandshakeError(_BAD_REQUEST, "the Connection header must contain Upgrade")
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
+        raise HandshakeError(
+            "426 Upgrade Required",
+            f"Sec-WebSocket-Version must be {VERSION}",
+            (("Sec-WebSocket-Version", VERSION), ("Upgrade", "websocket"), ("Connection", "Upgrade")),
+        )
+    _check_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", ""))
+    parse_subprotocols(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
+
+
+def accept_headers(environ: Environ, protocol: str | None) -> Headers:
+    """The headers of the 101 (section 4.2.2) for a request that ``check_upgrade`` let pass."""
+    headers = [
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Accept", accept_key(environ["HTTP_SEC_WEBSOCKET_KEY"])),
+    ]
+    if protocol is not None:
+        headers.append(("Sec-WebSocket-Protocol", protocol))
+    return headers
+
+
+def _names_upgrade(header: str) -> bool:
+    try:
+        return any(token.lower() == "upgrade" for token in parse_connection(header))
+    except InvalidHeaderFormat:
+        return False
+
+
+def _check_key(key: str) -> None:
+    try:
+        size = len(base64.b64decode(key, validate=True))
+    except (binascii.Error, ValueError):
+        size = -1
+    if size != 16:
+        raise HandshakeError(_BAD_REQUEST, "Sec-WebSocket-Key must be 16 bytes in base64")

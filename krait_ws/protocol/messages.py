@@ -1,0 +1,222 @@
+"""From the peer's bytes to whole messages (RFC 6455 sections 5 and 8.1).
+
+Comes in: what one read of the socket gave, cut anywhere. Goes out: the messages that ended in it, in order. Owned by
+the network loop; no lock.
+
+A short message whose frame lies whole in the read takes the short way: one unmasking call, one decoding call. Every
+other frame is consumed as it arrives, so that each byte is looked at once however the peer cuts its frames, a bad
+byte of text fails at once, and no memory is spent on bytes that a head merely announces.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import TypeAlias
+
+from krait_ws.errors import ProtocolError
+from krait_ws.protocol.frames import (
+    BINARY,
+    CONTINUATION,
+    FIN,
+    INVALID_DATA,
+    MAX_CONTROL_PAYLOAD,
+    PONG,
+    PROTOCOL_ERROR,
+    TEXT,
+    TOO_BIG,
+    Message,
+)
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a platform for which websockets ships no compiled module
+    from websockets.utils import apply_mask
+
+Data: TypeAlias = bytes | memoryview
+
+_WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
+_CONTROL = 0x8
+_MASKED = 0x80
+_RESERVED_BITS = 0x70
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class MessageReader:
+    """Joins the frames of one peer to messages. A subclass says what a control frame does.
+
+    Args:
+        max_message_size: Largest message in bytes of payload, all its fragments together. A larger one fails with
+            1009 as soon as a head announces it.
+    """
+
+    __slots__ = (
+        "_buffered",
+        "_decoder",
+        "_fin",
+        "_left",
+        "_mask",
+        "_opcode",
+        "_payload",
+        "_short",
+        "_size",
+        "max_message_size",
+    )
+
+    def __init__(self, max_message_size: int) -> None:
+        self.max_message_size = max_message_size
+        self._short = min(125, max_message_size)  # largest payload that the short way takes
+        self._buffered = b""  # the start of a head or of a control frame
+        self._opcode = 0  # of the message whose frames are arriving; 0 between messages
+        self._size = 0  # payload bytes that the frames of that message have announced
+        self._payload: bytearray | None = None  # what has arrived of it
+        self._decoder: codecs.IncrementalDecoder | None = None  # checks a text as it arrives
+        self._left = 0  # payload bytes of the current data frame that are still to come
+        self._mask = b""  # its masking key, turned to the next byte
+        self._fin = False
+
+    @property
+    def bytes_expected(self) -> int:
+        """Payload bytes of the current frame still to come: a hint for how much to read at once."""
+        return self._left
+
+    def on_control(self, opcode: int, payload: bytes) -> bool:
+        """Called by: ``read_into`` for each control frame. Returns whether to go on reading."""
+        raise NotImplementedError(f"{type(self).__name__} must say what a control frame does")
+
+    def read_into(self, messages: list[Message], data: Data) -> None:
+        """Appends to ``messages`` what ends in ``data``.
+
+        Raises:
+            ProtocolError: The peer broke the protocol. What ended before that is in ``messages``.
+        """
+        if self._buffered:
+            data = self._buffered + bytes(data)
+            self._buffered = b""
+        position = 0
+        end = len(data)
+        if self._left:
+            position = self._read_payload(messages, data, 0, end)
+        short = self._short
+        while position < end:
+            if end - position > 5:
+                first = data[position]
+                size = data[position + 1] - _MASKED
+                start = position + 6
+                if (
+                    0 <= size <= short
+                    and start + size <= end
+                    and (first == _WHOLE_TEXT or first == _WHOLE_BINARY)  # noqa: SIM109  a tuple is slower
+                    and not self._opcode
+                ):
+                    payload = apply_mask(data[start : start + size], bytes(data[position + 2 : start]))
+                    messages.append(_decode(payload) if first == _WHOLE_TEXT else payload)
+                    position = start + size
+                    continue
+            position = self._read_frame(messages, data, position, end)
+
+    def _read_frame(self, messages: list[Message], data: Data, position: int, end: int) -> int:
+        """Reads one frame, or its part that has arrived; returns the position behind it."""
+        opcode = self._check_first_byte(data[position])
+        if end - position < 2:
+            return self._wait_for_more(data, position, end)
+        size = data[position + 1] - _MASKED
+        if size < 0:
+            raise ProtocolError(PROTOCOL_ERROR, "frame without a mask")
+        if opcode & _CONTROL:
+            return self._read_control(opcode, data, position, end, size)
+        start = position + 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            if end - start < width:
+                return self._wait_for_more(data, position, end)
+            size = int.from_bytes(data[start : start + width], "big")
+            start += width
+            if size < 126 or (width == 8 and size < 65536):
+                raise ProtocolError(PROTOCOL_ERROR, "length not in its shortest form")
+            if size >> 63:
+                raise ProtocolError(PROTOCOL_ERROR, "length with its highest bit set")
+        if self._size + size > self.max_message_size:
+            raise ProtocolError(TOO_BIG, f"message larger than {self.max_message_size} bytes")
+        if end - start < 4:
+            return self._wait_for_more(data, position, end)
+        self._size += size
+        self._left = size
+        self._mask = bytes(data[start : start + 4])
+        self._fin = data[position] >= FIN
+        if opcode != CONTINUATION:
+            self._opcode = opcode
+        return self._read_payload(messages, data, start + 4, end)
+
+    def _check_first_byte(self, first: int) -> int:
+        """Returns the opcode of a frame that may come now (sections 5.2, 5.4 and 5.5)."""
+        opcode = first & 0x0F
+        if first & _RESERVED_BITS:
+            raise ProtocolError(PROTOCOL_ERROR, "reserved bit set")
+        if opcode & _CONTROL:
+            if opcode > PONG:
+                raise ProtocolError(PROTOCOL_ERROR, f"unknown opcode {opcode}")
+            if first < FIN:
+                raise ProtocolError(PROTOCOL_ERROR, "fragmented control frame")
+        elif opcode > BINARY:
+            raise ProtocolError(PROTOCOL_ERROR, f"unknown opcode {opcode}")
+        elif opcode == CONTINUATION and not self._opcode:
+            raise ProtocolError(PROTOCOL_ERROR, "continuation of no message")
+        elif opcode != CONTINUATION and self._opcode:
+            raise ProtocolError(PROTOCOL_ERROR, "new message inside a fragmented one")
+        return opcode
+
+    def _read_control(self, opcode: int, data: Data, position: int, end: int, size: int) -> int:
+        if size > MAX_CONTROL_PAYLOAD:
+            raise ProtocolError(PROTOCOL_ERROR, "control frame with more than 125 bytes")
+        start = position + 6
+        if start + size > end:
+            return self._wait_for_more(data, position, end)
+        payload = apply_mask(data[start : start + size], bytes(data[position + 2 : start]))
+        return start + size if self.on_control(opcode, payload) else end
+
+    def _read_payload(self, messages: list[Message], data: Data, position: int, end: int) -> int:
+        """Takes what has arrived of the current data frame; ends the message with the last byte of its last frame."""
+        stop = min(position + self._left, end)
+        chunk = apply_mask(memoryview(data)[position:stop], self._mask)
+        taken = stop - position
+        self._left -= taken
+        ends = self._fin and not self._left
+        if ends and self._payload is None:
+            messages.append(_decode(chunk) if self._opcode == TEXT else chunk)
+            self._end_message()
+            return stop
+        if self._payload is None:
+            self._payload = bytearray()
+        self._payload += chunk
+        if self._opcode == TEXT:
+            self._check_text(chunk, ends)
+        if self._left:
+            turn = taken & 3
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        elif ends:
+            messages.append(self._payload.decode() if self._opcode == TEXT else bytes(self._payload))
+            self._end_message()
+        return stop
+
+    def _check_text(self, chunk: bytes, ends: bool) -> None:
+        if self._decoder is None:
+            self._decoder = _Utf8Decoder()
+        try:
+            self._decoder.decode(chunk, ends)
+        except UnicodeDecodeError:
+            raise ProtocolError(INVALID_DATA, "text is not UTF-8") from None
+
+    def _end_message(self) -> None:
+        self._opcode = self._size = 0
+        self._payload = self._decoder = None
+
+    def _wait_for_more(self, data: Data, position: int, end: int) -> int:
+        self._buffered = bytes(data[position:end])
+        return end
+
+
+def _decode(payload: bytes) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError(INVALID_DATA, "text is not UTF-8") from None

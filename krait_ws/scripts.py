@@ -1,0 +1,223 @@
+"""Compiles, caches, reloads and runs route scripts.
+
+Comes in: a matched file and a request. Goes out: a ``Response`` or a ``WebsocketsResponse``. A file that defines
+``websocket(request)`` or ``http(request)`` at its top level has the function form: it is loaded once, as a module, and
+its functions are called per request. Every other file has the script form: it runs top to bottom for each request.
+
+Thread: any, but never the network loop: scripts may block.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextvars
+import importlib
+import os
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import TypeAlias
+
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from krait_ws import context
+from krait_ws.context import WebsocketsRequest, WebsocketsResponse
+from krait_ws.errors import RouteScriptError
+from krait_ws.http import Request, Response, ResponseBadRequest
+
+Answer: TypeAlias = WerkzeugResponse | WebsocketsResponse
+
+_HOOKS = frozenset({"websocket", "http"})
+
+
+def upgrade_required() -> Response:
+    """The answer to a plain request for a URL that speaks WebSocket only (RFC 9110 section 15.5.22)."""
+    return Response(
+        "This URL speaks WebSocket: connect to it with ws:// or wss://.\n",
+        status=426,
+        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+    )
+
+
+class Script:
+    """A compiled route script.
+
+    Raises:
+        SyntaxError: The file is no Python, with its name and line.
+    """
+
+    def __init__(self, file: Path, module_name: str) -> None:
+        tree = ast.parse(file.read_bytes(), str(file))
+        self.file = file
+        self.hooks = _HOOKS & _bound_names(tree)
+        self._code: CodeType = compile(tree, str(file), "exec")
+        self._module_name = module_name
+        self._module: ModuleType | None = None  # guarded by _load_lock
+        self._load_lock = threading.Lock()
+
+    @property
+    def form(self) -> str:
+        """``"script"`` or ``"function"``."""
+        return "function" if self.hooks else "script"
+
+    def run(self, request: Request, upgrade: WebsocketsRequest | None) -> Answer:
+        """The script's answer. To be called in a context of its own.
+
+        Raises:
+            Exception: Whatever the script raised.
+            RouteScriptError: It answered with something that is no answer.
+        """
+        context.http_request.set(request)
+        context.http_response.set(None)
+        context.websockets_request.set(upgrade)
+        context.websockets_response.set(None)
+        answer = self._call(request, upgrade) if self.hooks else self._execute(upgrade)
+        if isinstance(answer, WebsocketsResponse) and upgrade is None:
+            return upgrade_required()
+        return answer
+
+    def _execute(self, upgrade: WebsocketsRequest | None) -> Answer:
+        exec(self._code, {"__name__": self._module_name, "__file__": str(self.file)})
+        answer = context.websockets_response.get() or context.http_response.get()
+        if answer is not None:
+            return answer
+        return upgrade_required() if upgrade is None else ResponseBadRequest("The route script refused the upgrade.\n")
+
+    def _call(self, request: Request, upgrade: WebsocketsRequest | None) -> Answer:
+        module = self._loaded()
+        if upgrade is None:
+            if "http" not in self.hooks:
+                return upgrade_required()
+            answer = module.http(request)
+            if isinstance(answer, WerkzeugResponse):
+                return answer
+            raise RouteScriptError(f"{self.file}: http(request) must return a krait_ws.Response, not {answer!r}")
+        if "websocket" not in self.hooks:
+            return ResponseBadRequest("This URL takes no WebSocket.\n")
+        answer = module.websocket(upgrade)
+        if answer is None:
+            return ResponseBadRequest("The route script refused the upgrade.\n")
+        if isinstance(answer, WebsocketsResponse | WerkzeugResponse):
+            return answer
+        raise RouteScriptError(
+            f"{self.file}: websocket(request) must return a WebsocketsResponse, a krait_ws.Response or None, "
+            f"not {answer!r}"
+        )
+
+    def _loaded(self) -> ModuleType:
+        # The lock is held while the file's top level runs, as Python's own import lock is: two requests at the same
+        # moment must get the same module state.
+        with self._load_lock:
+            if self._module is None:
+                module = ModuleType(self._module_name)
+                module.__file__ = str(self.file)
+                sys.modules[self._module_name] = module  # dataclasses, pickle and typing look a module up by its name
+                try:
+                    # A context of its own: nothing of this request may stay in the module.
+                    contextvars.Context().run(exec, self._code, module.__dict__)
+                except BaseException:
+                    sys.modules.pop(self._module_name, None)
+                    raise
+                self._module = module
+            return self._module
+
+
+class Scripts:
+    """The route scripts of a site, compiled once each; with ``reloads``, again when they or their modules changed.
+
+    The site's folder is importable while this is open, so that scripts share code in private modules.
+    """
+
+    def __init__(self, root: Path, *, reloads: bool) -> None:
+        self._root = root
+        self._reloads = reloads
+        self._lock = threading.Lock()
+        self._scripts: dict[Path, Script] = {}  # guarded by _lock
+        self._snapshot = self._take_snapshot()  # guarded by _lock
+        self._wrote_bytecode = not sys.dont_write_bytecode
+        sys.path.insert(0, str(root))
+        if reloads:
+            # Bytecode is trusted by the second and the size of its source: too coarse for somebody who edits and tries.
+            sys.dont_write_bytecode = True
+
+    def get(self, file: Path) -> Script:
+        """The script of a file, compiled.
+
+        Raises:
+            SyntaxError: The file is no Python.
+            OSError: It cannot be read.
+        """
+        with self._lock:
+            if self._reloads and (snapshot := self._take_snapshot()) != self._snapshot:
+                self._snapshot = snapshot
+                self._forget_locked()
+            script = self._scripts.get(file)
+            if script is None:
+                script = self._scripts[file] = Script(file, self._module_name(file))
+            return script
+
+    def close(self) -> None:
+        """Ends what the site has put into the interpreter: its import path and its modules."""
+        with self._lock:
+            self._forget_locked()
+        if str(self._root) in sys.path:
+            sys.path.remove(str(self._root))
+        if self._reloads and self._wrote_bytecode:
+            sys.dont_write_bytecode = False
+
+    def _module_name(self, file: Path) -> str:
+        inside = file.relative_to(self._root).with_suffix("")
+        return "krait_site." + ".".join(inside.parts)
+
+    def _take_snapshot(self) -> dict[str, tuple[int, int]]:
+        """Time and size of every Python file of the site; empty when nothing is ever reloaded."""
+        snapshot: dict[str, tuple[int, int]] = {}
+        for folder, folders, files in os.walk(self._root) if self._reloads else ():
+            folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+            for name in files:
+                if name.endswith(".py"):
+                    with suppress(OSError):  # deleted meanwhile: then it differs from the last snapshot
+                        status = os.stat(path := os.path.join(folder, name))
+                        snapshot[path] = (status.st_mtime_ns, status.st_size)
+        return snapshot
+
+    def _forget_locked(self) -> None:
+        """Everything of the site is loaded anew at its next use: a module may hold what another one gave it."""
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if isinstance(file, str) and self._root in Path(file).parents:
+                sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        self._scripts.clear()
+
+
+def _bound_names(tree: ast.Module) -> set[str]:
+    """The names of functions that the top level of a file may bind: by ``def``, assignment or ``from … import``."""
+    names: set[str] = set()
+    statements: list[ast.stmt] = list(tree.body)
+    for statement in statements:
+        match statement:
+            case ast.FunctionDef(name=name):
+                names.add(name)
+            case ast.AsyncFunctionDef(name=name) if name in _HOOKS:
+                raise SyntaxError(
+                    f"{name}(request) must be a plain function: krait-ws calls it in a thread, so it may block"
+                )
+            case ast.Assign(targets=targets):
+                names.update(target.id for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.ImportFrom(names=aliases):
+                names.update(alias.asname or alias.name for alias in aliases)
+            case ast.If() | ast.Try() | ast.With():
+                statements += [
+                    child
+                    for part in ("body", "orelse", "finalbody")
+                    for child in getattr(statement, part, [])
+                    if isinstance(child, ast.stmt)
+                ]
+            case _:
+                pass
+    return names

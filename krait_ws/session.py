@@ -1,0 +1,404 @@
+"""A session: one controller, its two mailboxes and its handlers, and the only way in which they end.
+
+Comes in: messages from the connection (``receive``) and from user code (``push``). Goes out: calls of the controller's
+hooks, and frames that the connection takes. A session knows its connection only as a ``Transport``, so it can live
+without one (in tests, before the upgrade, after the socket is gone).
+
+The end, once and for any reason (``end``): the code is noted, the mailboxes are closed, the stop flag is set, every
+wait wakes, the connection is told to send what is queued and then the close frame, ``on_stop`` is called, and handlers
+that still run after ``stop_timeout`` are abandoned with a log record.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gevent.lock import RLock as GreenletReentrantLock
+from greenlet import GreenletExit
+
+from krait_ws.config import Config
+from krait_ws.errors import ConfigError
+from krait_ws.handlers import Handler, start_handler
+from krait_ws.mailbox import InMailbox, OutMailbox, no_one
+from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
+from krait_ws.waiting import Signal, monotonic, new_lock, new_reentrant_lock
+
+if TYPE_CHECKING:
+    from krait_ws.context import WebsocketsRequest
+
+logger = logging.getLogger("krait_ws.session")
+
+
+class Hooks(Protocol):
+    """What a session calls on its controller."""
+
+    def on_start(self) -> None: ...
+    def on_thread_start(self) -> None: ...
+    def on_in_message_internal(self, message: Message) -> None: ...
+    def on_stop(self) -> None: ...
+
+
+class Transport(Protocol):
+    """What a session asks of its connection. Called on the network loop only."""
+
+    def flush(self) -> None:
+        """The out-mailbox has something to take."""
+
+    def resume_reading(self) -> None:
+        """There is room for messages again."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Send what is queued, then close."""
+
+
+class Runtime(Protocol):
+    """What a session needs of the network loop."""
+
+    hub: Any
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Runs ``function`` on the loop soon. Thread: any."""
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
+        """Runs ``function`` on the loop after ``seconds``. Thread: the loop."""
+
+
+class Overrides:
+    """Which hooks a controller class has of its own. Decided once per session, read on every message."""
+
+    __slots__ = ("delivers", "handles", "stops")
+
+    def __init__(self, controller_class: type, base: type) -> None:
+        def own(name: str) -> bool:
+            return getattr(controller_class, name) is not getattr(base, name)
+
+        self.handles = own("on_thread_start")
+        self.delivers = own("on_in_message") or own("on_in_message_internal")
+        self.stops = own("on_stop")
+
+
+class Session:
+    """See the module. Thread: any, unless a method says otherwise.
+
+    Args:
+        controller: Whose hooks to call.
+        overrides: Which hooks are the user's.
+        use_queue: Whether ``pop_in_message`` is to be used.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_ended",
+        "_gone",
+        "_handlers",
+        "_lock",
+        "_on_over",
+        "_overrides",
+        "_runtime",
+        "_started",
+        "_stop_hook_ran",
+        "_stop_timer",
+        "_stopper",
+        "_transport",
+        "arrivals",
+        "close_code",
+        "close_reason",
+        "config",
+        "controller",
+        "id",
+        "in_lock",
+        "incoming",
+        "outgoing",
+        "protocol",
+        "request",
+        "stopping",
+    )
+
+    def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
+        self.controller = controller
+        self.config = Config().for_controller(type(controller))
+        self.id = secrets.token_hex(4)
+        self.request: WebsocketsRequest | None = None
+        self.protocol: str | None = None
+        self.close_code: int | None = None
+        self.close_reason = ""
+        self.stopping = Signal()
+        self.outgoing = OutMailbox(self.config)
+        self.outgoing.on_overflow = self._overflow
+        self.incoming = InMailbox(self.config) if use_queue else None
+        # What the socket gave and no hook has seen yet; the queue itself where there is no hook to see it.
+        self.arrivals = InMailbox(self.config) if overrides.delivers else self.incoming
+        self.in_lock: Any = new_reentrant_lock()
+        self._overrides = overrides
+        self._lock = new_lock()
+        self._started = False  # guarded by _lock, as is the next
+        self._ended = False
+        self._handlers: list[Handler] = []  # appended to by start only
+        self._stopper: Handler | None = None  # runs the user's on_stop
+        self._stop_hook_ran = False
+        self._stop_timer: Any = None  # owned by the loop
+        self._gone = True  # no connection; owned by the loop
+        self._transport: Transport | None = None  # owned by the loop
+        self._runtime: Runtime | None = None
+        self._context: contextvars.Context | None = None
+        self._on_over: Callable[[Session], None] | None = None
+
+    # ---- beginning
+
+    def accept(
+        self,
+        runtime: Runtime,
+        config: Config,
+        request: WebsocketsRequest,
+        protocol: str | None,
+        on_over: Callable[[Session], None],
+    ) -> None:
+        """The upgrade is decided: binds the session to a server and starts the controller.
+
+        Args:
+            on_over: Called once on the loop, when both the connection and the handlers have ended.
+
+        Raises:
+            ConfigError: The controller's class has a setting that cannot be used.
+            Exception: Whatever ``on_start`` raised.
+        """
+        self._runtime = runtime
+        self._on_over = on_over
+        self._gone = False
+        self.request = request
+        self.protocol = protocol
+        self._set_config(config.for_controller(type(self.controller)))
+        self.controller.on_start()
+
+    def start(self) -> None:
+        """Starts the handlers in a copy of the current context: what the base class's ``on_start`` does.
+
+        Raises:
+            RuntimeError: It was called before, or the system gives no more threads.
+            ConfigError: ``runs_on`` is ``"loop"`` and there is a handler to run.
+        """
+        with self._lock:
+            if self._started:
+                raise RuntimeError("on_start was called already: a controller serves one connection")
+            self._started = True
+        self._context = contextvars.copy_context()
+        if self.config.runs_on == "loop":
+            if self._overrides.handles:
+                name = type(self.controller).__qualname__
+                raise ConfigError(
+                    f"{name}: runs_on = 'loop' has no handler for on_thread_start; override on_in_message"
+                )
+            self.arrivals = self.incoming  # the loop calls the hook itself
+            return
+        if self.config.runs_on == "greenlet":
+            self.in_lock = GreenletReentrantLock()
+        if self._overrides.handles:
+            self._handlers.append(self._spawn(self._handle, "handler"))
+        if self._overrides.delivers:
+            body = self._deliver if self._overrides.handles else self._deliver_and_close
+            self._handlers.append(self._spawn(body, "delivery"))
+
+    def attach(self, transport: Transport) -> None:
+        """The connection is there. Thread: the loop."""
+        runtime = self._runtime
+        assert runtime is not None
+        self._transport = transport
+        self.outgoing.on_output = lambda: runtime.call(transport.flush)
+        if self.arrivals is not None:
+            self.arrivals.on_room = lambda: runtime.call(transport.resume_reading)
+        if self.close_code is not None:
+            transport.close(self.close_code, self.close_reason)
+        else:
+            transport.flush()
+
+    # ---- messages
+
+    def receive(self, messages: list[Message]) -> bool:
+        """Messages have arrived. Returns whether the socket may be read on. Thread: the loop; never waits,
+        except in the hooks of a controller with ``runs_on = "loop"``."""
+        if self._overrides.delivers and self.config.runs_on == "loop":
+            self._call_hook(self._deliver_on_loop, messages)
+        elif self.arrivals is not None:
+            self.arrivals.put(messages)
+        return self.may_receive()
+
+    def may_receive(self) -> bool:
+        """Whether there is room for more messages. Thread: the loop."""
+        if self.config.runs_on == "loop" and self.outgoing.is_congested:
+            return False  # its hook cannot wait for a slow consumer, so the producer waits
+        return self.arrivals is None or not self.arrivals.is_full
+
+    # ---- end
+
+    def end(self, code: int, reason: str = "") -> bool:
+        """Ends the session: the only close path. Returns ``False`` when it has been ended before."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._ended = True
+        self.close_code = code
+        self.close_reason = reason
+        self.stop()
+        self._call_on_stop()
+        if self._runtime is not None:
+            self._runtime.call(self._close_transport)
+        return True
+
+    def stop_by_hook(self) -> None:
+        """What the base class's ``on_stop`` does. A hook that has run once is not called again."""
+        self._stop_hook_ran = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Sets the stop flag, closes the mailboxes and wakes every wait."""
+        if not self.stopping.set():
+            return
+        self.outgoing.close()
+        for mailbox in (self.arrivals, self.incoming):
+            if mailbox is not None:
+                mailbox.close()
+        if not self._handlers:
+            self.end(NORMAL)  # nothing runs that could end it by returning
+
+    def transport_gone(self, code: int, reason: str = "") -> None:
+        """The connection has ended, or never came to be. Thread: the loop."""
+        self._gone = True
+        self._transport = None
+        self.outgoing.on_output = no_one
+        self.end(code, reason)
+        self._check_over()
+
+    def wait_ended(self, timeout: float | None) -> bool:
+        """Joins the handlers. Returns whether they have ended.
+
+        Raises:
+            RuntimeError: The caller is one of them.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        for handler in self._handlers:
+            if handler.is_current():
+                raise RuntimeError("a handler cannot wait for its own end: return from it instead")
+            if not handler.done.wait(None if deadline is None else max(0.0, deadline - monotonic())):
+                return False
+        return True
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended
+
+    @property
+    def is_running(self) -> bool:
+        """Whether user code has not ended yet."""
+        return any(not handler.done.is_set() for handler in self._all_handlers())
+
+    # ---- inside
+
+    def _set_config(self, config: Config) -> None:
+        self.config = config
+        for mailbox in (self.outgoing, self.arrivals, self.incoming):
+            if mailbox is not None:
+                mailbox.limits = config
+
+    def _spawn(self, body: Callable[[], None], role: str) -> Handler:
+        """Starts a handler that tells the loop when it has ended."""
+        context = self._context.copy() if self._context is not None else contextvars.copy_context()
+        hub = None if self._runtime is None else self._runtime.hub
+        name = f"krait-{role}-{self.id}"
+        return start_handler(self.config.runs_on, body, context, self._handler_done, name, hub)
+
+    def _handler_done(self) -> None:
+        if self._runtime is not None:
+            self._runtime.call(self._check_over)
+
+    def _all_handlers(self) -> list[Handler]:
+        return self._handlers if self._stopper is None else [*self._handlers, self._stopper]
+
+    def _handle(self) -> None:
+        if self._call_hook(self.controller.on_thread_start):
+            self.end(NORMAL)
+
+    def _deliver(self) -> None:
+        assert self.arrivals is not None
+        while (message := self.arrivals.pop(None)) is not None:
+            if not self._call_hook(self.controller.on_in_message_internal, message):
+                return
+            if self.incoming is not None:
+                self.incoming.wait_for_room()
+
+    def _deliver_and_close(self) -> None:
+        self._deliver()
+        self.end(NORMAL)
+
+    def _deliver_on_loop(self, messages: list[Message]) -> None:
+        deliver = self.controller.on_in_message_internal
+        for message in messages:
+            if self._ended:
+                return
+            deliver(message)
+
+    def _call_hook(self, hook: Callable[..., None], *arguments: Any) -> bool:
+        """Calls user code. What it raises is logged once and ends the session with 1011; the peer learns no more."""
+        try:
+            hook(*arguments)
+        except (SystemExit, GreenletExit):
+            return True
+        except BaseException:  # whatever a user's hook raises, the loop and the thread go on
+            logger.exception("connection %s: %s raised", self.id, type(self.controller).__qualname__)
+            self.end(INTERNAL_ERROR)
+            return False
+        return True
+
+    def _call_on_stop(self) -> None:
+        """A user's ``on_stop`` may block and take locks that the caller of ``end`` holds, so it gets a place of its
+        own: the loop for controllers that run there, else a short-lived handler."""
+        if not self._overrides.stops or self._stop_hook_ran:
+            return
+        if self.config.runs_on != "loop":
+            try:
+                self._stopper = self._spawn(self._run_on_stop, "stop")
+            except RuntimeError:
+                logger.exception("connection %s: no thread for on_stop", self.id)
+        elif self._runtime is not None:
+            self._runtime.call(self._run_on_stop)
+        else:
+            self._run_on_stop()
+
+    def _run_on_stop(self) -> None:
+        self._call_hook(self.controller.on_stop)
+
+    def _overflow(self) -> None:
+        self.end(TRY_AGAIN_LATER, "the client does not read fast enough")
+
+    def _close_transport(self) -> None:
+        """On the loop: the part of ``end`` that touches the connection."""
+        assert self._runtime is not None
+        assert self.close_code is not None
+        if self._transport is not None:
+            self._transport.close(self.close_code, self.close_reason)
+        if self.is_running:
+            self._stop_timer = self._runtime.call_later(self.config.stop_timeout, self._abandon_handlers)
+
+    def _abandon_handlers(self) -> None:
+        for handler in self._all_handlers():
+            if not handler.done.is_set():
+                logger.error(
+                    "connection %s: %s did not stop within %g s and is abandoned; it is at\n%s",
+                    self.id,
+                    type(self.controller).__qualname__,
+                    self.config.stop_timeout,
+                    handler.stack(),
+                )
+
+    def _check_over(self) -> None:
+        """On the loop: reports once when nothing of the session is left."""
+        if not self._gone or self.is_running or self._on_over is None:
+            return
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        on_over, self._on_over = self._on_over, None
+        on_over(self)

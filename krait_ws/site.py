@@ -1,0 +1,94 @@
+"""A site: answers plain requests and upgrades with its pages and route scripts.
+
+Comes in: a request. Goes out: a ``Response``, or a ``WebsocketsResponse`` whose subprotocol has been checked. What a
+script raises becomes a 500 and a log record.
+
+Thread: any, but never the network loop: route scripts may block and files are read.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from werkzeug.exceptions import HTTPException
+
+from krait_ws import pages
+from krait_ws.config import Config
+from krait_ws.context import WebsocketsRequest, WebsocketsResponse
+from krait_ws.errors import RouteScriptError
+from krait_ws.http import Request, Response
+from krait_ws.protocol.handshake import is_upgrade
+from krait_ws.routing import Match, Router
+from krait_ws.scripts import Answer, Scripts
+
+logger = logging.getLogger("krait_ws.site")
+
+
+class Site:
+    """The folder ``root`` as a site.
+
+    Raises:
+        SiteError: See ``Router``.
+    """
+
+    def __init__(self, root: Path, config: Config) -> None:
+        self.router = Router(root)
+        self.scripts = Scripts(self.router.root, reloads=config.debug)
+        self._debug = config.debug
+
+    def close(self) -> None:
+        """Takes the site's modules out of the interpreter."""
+        self.scripts.close()
+
+    def answer(self, request: Request) -> Answer:
+        """The answer to a request; only an upgrade is answered with a ``WebsocketsResponse``. Never raises.
+
+        To be called in a context of its own (``contextvars``): the script's ``request`` and ``response`` live there.
+        """
+        try:
+            return self._answer(request)
+        except HTTPException as error:
+            return pages.http_exception(error, request)
+        except (Exception, SystemExit) as error:
+            return self.failed(error, request)
+
+    def failed(self, error: BaseException, request: Request) -> Response:
+        """The 500 for what a route script, or a controller's constructor or ``on_start``, raised; logs it."""
+        logger.error("%s %s: the route script failed", request.method, request.path, exc_info=error)
+        return pages.script_error(error, debug=self._debug)
+
+    def _answer(self, request: Request) -> Answer:
+        path = _path_of(request)
+        match = None if path is None else self.router.match(path)
+        if path is None or match is None:
+            return pages.not_found()
+        wants_upgrade = is_upgrade(request.environ)
+        if match.is_folder_index and not wants_upgrade:
+            return pages.folder_redirect(request, path)
+        if match.is_script:
+            return self._run_script(request, match, wants_upgrade)
+        if wants_upgrade:
+            return Response("This URL takes no WebSocket.\n", status=400)
+        return pages.static_file(match.file, request)
+
+    def _run_script(self, request: Request, match: Match, wants_upgrade: bool) -> Answer:
+        upgrade = WebsocketsRequest(request, match.params) if wants_upgrade else None
+        request.params = match.params
+        answer = self.scripts.get(match.file).run(request, upgrade)
+        if isinstance(answer, WebsocketsResponse) and upgrade is not None:
+            offered = upgrade.protocols or []
+            if answer.protocol is not None and answer.protocol not in offered:
+                raise RouteScriptError(
+                    f"{match.file}: the script chose the subprotocol {answer.protocol!r}, "
+                    f"but the client offered {offered}"
+                )
+        return answer
+
+
+def _path_of(request: Request) -> str | None:
+    """The decoded path, taken from the environ: werkzeug's ``path`` makes one slash of several at its start."""
+    try:
+        return str(request.environ.get("PATH_INFO", "")).encode("latin-1").decode()
+    except UnicodeError:
+        return None

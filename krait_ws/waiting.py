@@ -1,0 +1,181 @@
+"""How a thread or a greenlet waits for another, and is woken by it.
+
+Threads wait on a native lock, greenlets by switching to their hub. A waiter is woken at most once, from any thread.
+The standard library may be patched by gevent; the locks here are the native ones in any case, because the network
+loop, greenlets and OS threads meet in them. None of them is ever held while something waits.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from gevent._hub_local import get_hub_if_exists  # the function has no public home
+from gevent.monkey import get_original
+from greenlet import getcurrent
+
+__all__ = [
+    "Signal",
+    "Waiter",
+    "Waiters",
+    "get_hub_if_exists",
+    "may_wait",
+    "monotonic",
+    "new_lock",
+    "new_reentrant_lock",
+]
+
+new_lock = get_original("_thread", "allocate_lock")
+new_reentrant_lock = get_original("_thread", "RLock")
+monotonic = time.monotonic
+
+
+class Waiter(Protocol):
+    """One wait of one thread or greenlet."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Waits at most ``timeout`` seconds, without end when ``None``. Returns whether it was woken."""
+
+    def wake(self) -> None:
+        """Ends the wait, or the coming wait. Thread: any. At most once."""
+
+
+class _ThreadWaiter:
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> bool:
+        return bool(self._lock.acquire(True, -1 if timeout is None else max(0.0, timeout)))
+
+    def wake(self) -> None:
+        self._lock.release()
+
+
+class _GreenletWaiter:
+    __slots__ = ("_greenlet", "_hub", "_woken")
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._greenlet: Any = None
+        self._woken = False
+
+    def wait(self, timeout: float | None) -> bool:
+        # The greenlet is named before the flag is read: a wake from another thread after that finds it.
+        self._greenlet = getcurrent()
+        if self._woken:
+            self._greenlet = None
+            return True
+        timer = None
+        if timeout is not None:
+            timer = self._hub.loop.timer(max(0.0, timeout))
+            timer.start(self._resume)
+        try:
+            self._hub.switch()
+        finally:
+            self._greenlet = None
+            if timer is not None:
+                timer.close()
+        return self._woken
+
+    def wake(self) -> None:
+        self._woken = True
+        if get_hub_if_exists() is self._hub:
+            self._hub.loop.run_callback(self._resume)
+        else:
+            self._hub.loop.run_callback_threadsafe(self._resume)
+
+    def _resume(self) -> None:
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None:
+            greenlet.switch()
+
+
+def may_wait() -> bool:
+    """Whether the caller may wait: everyone but the network loop itself."""
+    hub = get_hub_if_exists()
+    return hub is None or getcurrent() is not hub
+
+
+def _new_waiter() -> Waiter:
+    hub = get_hub_if_exists()
+    if hub is None:
+        return _ThreadWaiter()
+    if getcurrent() is hub:
+        raise RuntimeError("this call would wait on the network loop and stall every connection; use timeout=0")
+    return _GreenletWaiter(hub)
+
+
+class Waiters:
+    """Those who wait for one condition, first come first woken. Guarded by the owner's lock, but for ``wait``."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[Waiter] | None = None
+
+    def add_locked(self) -> Waiter:
+        """Enters the caller; it must let go of the lock and call ``Waiter.wait``.
+
+        Raises:
+            RuntimeError: The caller is the network loop.
+        """
+        waiter = _new_waiter()
+        if self._waiters is None:
+            self._waiters = []
+        self._waiters.append(waiter)
+        return waiter
+
+    def remove_locked(self, waiter: Waiter) -> bool:
+        """Takes a waiter out; ``False`` when it has been woken already."""
+        if self._waiters is None or waiter not in self._waiters:
+            return False
+        self._waiters.remove(waiter)
+        return True
+
+    def wake_one_locked(self) -> None:
+        if self._waiters:
+            self._waiters.pop(0).wake()
+
+    def wake_all_locked(self) -> None:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            waiter.wake()
+
+
+class Signal:
+    """A flag that is set once and wakes everyone who waits for it. Thread: any."""
+
+    __slots__ = ("_lock", "_set", "_waiters")
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._set = False  # guarded by _lock; read without it
+        self._waiters = Waiters()  # guarded by _lock
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> bool:
+        """Returns ``False`` when it was set before."""
+        with self._lock:
+            if self._set:
+                return False
+            self._set = True
+            self._waiters.wake_all_locked()
+            return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits at most ``timeout`` seconds, without end when ``None``. Returns whether the flag is set."""
+        with self._lock:
+            if self._set or timeout == 0:
+                return self._set
+            waiter = self._waiters.add_locked()
+        try:
+            waiter.wait(timeout)
+        finally:
+            with self._lock:
+                self._waiters.remove_locked(waiter)
+        return self._set

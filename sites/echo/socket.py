@@ -1,0 +1,10 @@
+"""Function form: loaded once; `websocket` is called for each upgrade at /echo/socket."""
+
+from _demos.echo import Echo
+
+from krait_ws.websockets import WebsocketsRequest, WebsocketsResponse
+
+
+def websocket(request: WebsocketsRequest) -> WebsocketsResponse:
+    """Accepts everybody."""
+    return WebsocketsResponse(Echo())
