@@ -57,15 +57,17 @@ def main() -> None:
 def _config_flags(command: Callable[..., None]) -> Callable[..., None]:
     """A flag for every option of ``Config``."""
     for option in reversed(options()):
-        flag = "--" + option.name.replace("_", "-")
-        unit, choices = option.metadata["unit"], option.metadata["choices"]
-        is_flag = option.default is False
-        shown = "" if is_flag else f"  [{'|'.join(choices) or unit}; {option.default}]"
-        command = click.option(
-            flag, option.name, is_flag=is_flag, default=None, metavar="" if is_flag else unit.upper(),
-            help=option.metadata["meaning"] + shown,
-        )(command)  # fmt: skip
+        command = _config_flag(option)(command)
     return command
+
+
+def _config_flag(option: dataclasses.Field[Any]) -> Callable[..., Callable[..., None]]:
+    flag = option.name.replace("_", "-")
+    unit, meaning = option.metadata["unit"], option.metadata["meaning"]
+    if unit == "flag":
+        return click.option(f"--{flag}/--no-{flag}", option.name, default=None, help=meaning)
+    shown = f"[{'|'.join(option.metadata['choices']) or unit}; {option.default or 'none'}]"
+    return click.option(f"--{flag}", option.name, metavar=unit.upper(), help=f"{meaning}  {shown}")
 
 
 @main.command()

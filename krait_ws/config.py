@@ -7,6 +7,7 @@ class and the table in ``docs/reference.md`` are all made from the fields of ``C
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,6 +86,34 @@ class Config:
     )
     handshake_timeout: float = _option(10.0, "seconds", "Time a client has to send a whole request.", least=0.1)
     keep_alive_timeout: float = _option(60.0, "seconds", "Time an idle HTTP connection is kept.", least=0.1)
+    max_head_size: int = _option(
+        32 << 10, "bytes", "Largest head of an HTTP request; a larger one gets 431.", least=1024
+    )
+    origin: str = _option(
+        "", "list", "Origins whose pages may connect besides the site's own, with commas between; * allows all."
+    )
+    trusted_proxy: str = _option(
+        "", "list", "Addresses or networks of proxies whose X-Forwarded-* headers count, with commas between."
+    )
+    ping_interval: float = _option(20.0, "seconds", "Silence after which a client is pinged; 0 never pings.", least=0)
+    ping_timeout: float = _option(
+        20.0, "seconds", "Silence after a ping that means the client is gone: close code 1006.", least=0.1
+    )
+    compress: bool = _option(False, "flag", "Offer permessage-deflate to clients that ask for it.", per_controller=True)
+    compress_threshold: int = _option(
+        512, "bytes", "Outgoing messages below it are sent as they are.", least=0, per_controller=True
+    )
+    compress_window_bits: int = _option(
+        12, "bits", "Largest window of either side; memory per connection doubles with each.",
+        least=9, most=15, per_controller=True,
+    )  # fmt: skip
+    compress_context: bool = _option(
+        True, "flag", "Keep the window from message to message: smaller messages, more memory.", per_controller=True
+    )
+    max_inflated_size: int = _option(
+        4 << 20, "bytes", "Largest incoming message after inflating; a larger one closes with 1009.",
+        least=1, per_controller=True,
+    )  # fmt: skip
     max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
     script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
     script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)
@@ -93,6 +122,23 @@ class Config:
     def __post_init__(self) -> None:
         for option in options():
             object.__setattr__(self, option.name, _checked(option, getattr(self, option.name)))
+        for origin in self.origins:
+            if origin != "*" and "://" not in origin and origin != "null":
+                raise ConfigError(f"origin: {origin!r} must be like https://example.org, or *")
+        try:
+            _ = self.trusted_proxies
+        except ValueError as error:
+            raise ConfigError(f"trusted_proxy: {error}") from None
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """``origin`` as a set."""
+        return frozenset(_items(self.origin))
+
+    @property
+    def trusted_proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        """``trusted_proxy`` as networks."""
+        return tuple(ipaddress.ip_network(item, strict=False) for item in _items(self.trusted_proxy))
 
     def for_controller(self, controller_class: type) -> Config:
         """This configuration with the class attributes of a controller put over it.
@@ -101,9 +147,7 @@ class Config:
             ConfigError: A class attribute has a value that cannot be used.
         """
         overrides = {
-            option.name: value
-            for option in options()
-            if option.metadata["per_controller"] and (value := getattr(controller_class, option.name)) is not None
+            name: value for name in _PER_CONTROLLER if (value := getattr(controller_class, name, None)) is not None
         }
         if not overrides:
             return self
@@ -111,6 +155,9 @@ class Config:
             return dataclasses.replace(self, **overrides)
         except ConfigError as error:
             raise ConfigError(f"{controller_class.__qualname__}: {error}") from None
+
+
+_PER_CONTROLLER = tuple(option.name for option in dataclasses.fields(Config) if option.metadata["per_controller"])
 
 
 def options() -> tuple[dataclasses.Field[Any], ...]:
@@ -148,6 +195,10 @@ def parse(name: str, text: str) -> Any:
         raise ConfigError(f"{name}: {text!r} is no value in {option.metadata['unit']}") from None
 
 
+def _items(text: str) -> list[str]:
+    return [item for part in text.split(",") if (item := part.strip())]
+
+
 def _kind(option: dataclasses.Field[Any]) -> type:
     default: Any = option.default
     return type(default)
@@ -167,3 +218,7 @@ def _checked(option: dataclasses.Field[Any], value: Any) -> Any:
     if most is not None and value > most:
         raise ConfigError(f"{option.name}: {value!r} is above {most} {option.metadata['unit']}")
     return value
+
+
+DEFAULTS = Config()
+"""What is in force where nobody says otherwise."""

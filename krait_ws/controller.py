@@ -40,6 +40,11 @@ class WebsocketsCtrlBase:
     push_timeout: float | None = None
     stop_timeout: float | None = None
     close_timeout: float | None = None
+    compress: bool | None = None
+    compress_threshold: int | None = None
+    compress_window_bits: int | None = None
+    compress_context: bool | None = None
+    max_inflated_size: int | None = None
 
     def __init__(self, use_in_message_queue: bool = True) -> None:
         overrides = Overrides(type(self), WebsocketsCtrlBase)
@@ -176,6 +181,25 @@ class WebsocketsCtrlBase:
         """
         encode_close(code, reason)
         self._krait.end(code, reason)
+
+    def ping(self, timeout: float | None = 0) -> float | None:
+        """Sends a ping to the client (RFC 6455 section 5.5.2); its round trip comes to stand in ``latency``.
+
+        Args:
+            timeout: Seconds to wait for the pong; 0 does not wait, ``None`` waits until the connection ends.
+
+        Returns:
+            The round trip in seconds; ``None`` when the pong was not waited for or did not come.
+
+        Raises:
+            RuntimeError: It would wait on the network loop.
+        """
+        return self._krait.ping(timeout)
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds of the last measured round trip: of ``ping``, or of the server's own pings; ``None`` before one."""
+        return self._krait.latency
 
     @property
     def close_code(self) -> int | None:

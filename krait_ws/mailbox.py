@@ -196,12 +196,12 @@ class OutMailbox:
             self.on_output()
         return True
 
-    def take(self, max_bytes: int) -> bytes:
-        """Frames of up to ``max_bytes`` together, at least one; ``b""`` when there is none. Called by: the loop."""
+    def take(self, max_bytes: int) -> list[bytes]:
+        """Frames of up to ``max_bytes`` together, at least one; none when there is none. Called by: the loop."""
         with self._lock:
             if not self._queue:
                 self._signalled = False
-                return b""
+                return []
             if self._bytes <= max_bytes:
                 frames = list(self._queue)
                 self._queue.clear()
@@ -216,7 +216,7 @@ class OutMailbox:
                 self._bytes -= size
                 self._signalled = bool(self._queue)
             self._pushers.wake_all_locked()
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        return frames
 
     def pop(self) -> Message | None:
         """The next message, decoded; ``None`` when there is none. Thread: any."""

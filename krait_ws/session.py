@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent.lock import RLock as GreenletReentrantLock
 from greenlet import GreenletExit
 
-from krait_ws.config import Config
+from krait_ws.config import DEFAULTS, Config
 from krait_ws.errors import ConfigError
 from krait_ws.handlers import Handler, start_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
-from krait_ws.waiting import Signal, monotonic, new_lock, new_reentrant_lock
+from krait_ws.waiting import Signal, Waiters, monotonic, new_lock, new_reentrant_lock
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
@@ -50,6 +50,9 @@ class Transport(Protocol):
 
     def resume_reading(self) -> None:
         """There is room for messages again."""
+
+    def send_ping(self) -> None:
+        """Send a ping; ``Session.pong_received`` hears of its answer."""
 
     def close(self, code: int, reason: str) -> None:
         """Send what is queued, then close."""
@@ -99,6 +102,7 @@ class Session:
         "_lock",
         "_on_over",
         "_overrides",
+        "_ping_waiters",
         "_runtime",
         "_started",
         "_stop_hook_ran",
@@ -113,6 +117,7 @@ class Session:
         "id",
         "in_lock",
         "incoming",
+        "latency",
         "outgoing",
         "protocol",
         "request",
@@ -121,7 +126,7 @@ class Session:
 
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
         self.controller = controller
-        self.config = Config().for_controller(type(controller))
+        self.config = DEFAULTS.for_controller(type(controller))
         self.id = secrets.token_hex(4)
         self.request: WebsocketsRequest | None = None
         self.protocol: str | None = None
@@ -141,6 +146,8 @@ class Session:
         self._handlers: list[Handler] = []  # appended to by start only
         self._stopper: Handler | None = None  # runs the user's on_stop
         self._stop_hook_ran = False
+        self.latency: float | None = None
+        self._ping_waiters = Waiters()  # guarded by _lock
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
         self._transport: Transport | None = None  # owned by the loop
@@ -233,6 +240,36 @@ class Session:
             return False  # its hook cannot wait for a slow consumer, so the producer waits
         return self.arrivals is None or not self.arrivals.is_full
 
+    # ---- pings
+
+    def ping(self, timeout: float | None) -> float | None:
+        """Sends a ping; see ``WebsocketsCtrlBase.ping``."""
+        with self._lock:
+            if self._ended or self._runtime is None:
+                return None
+            waiter = None if timeout == 0 else self._ping_waiters.add_locked()
+        self._runtime.call(self._send_ping)
+        if waiter is None:
+            return None
+        answered = False
+        try:
+            answered = waiter.wait(timeout)
+        finally:
+            if not answered:
+                with self._lock:
+                    self._ping_waiters.remove_locked(waiter)
+        return self.latency if answered and not self._ended else None
+
+    def pong_received(self, latency: float) -> None:
+        """The pong of the last ping has come after ``latency`` seconds. Thread: the loop."""
+        self.latency = latency
+        with self._lock:
+            self._ping_waiters.wake_all_locked()
+
+    def _send_ping(self) -> None:
+        if self._transport is not None:
+            self._transport.send_ping()
+
     # ---- end
 
     def end(self, code: int, reason: str = "") -> bool:
@@ -259,6 +296,8 @@ class Session:
         if not self.stopping.set():
             return
         self.outgoing.close()
+        with self._lock:
+            self._ping_waiters.wake_all_locked()
         for mailbox in (self.arrivals, self.incoming):
             if mailbox is not None:
                 mailbox.close()

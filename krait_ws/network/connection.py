@@ -14,13 +14,16 @@ From closing on a timer runs: a peer that does not do its part within ``close_ti
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 
 from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
 from krait_ws.network.poller import READ, WRITE
 from krait_ws.protocol.connection import ProtocolState, State
+from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL
 from krait_ws.session import Session
+from krait_ws.waiting import monotonic
 
 READ_SIZE = 16 * 1024
 """Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame it is the whole
@@ -43,22 +46,39 @@ class Connection:
         sock: A connected socket; it is this connection's from now on.
         session: Whose messages it carries.
         received: What the client sent behind its handshake.
+        deflate: The codec, when permessage-deflate was negotiated.
     """
 
-    __slots__ = ("_closing", "_descriptor", "_ending", "_loop", "_protocol", "_reading", "_session", "_sock", "_timer",
-                 "_unsent")  # fmt: skip
+    __slots__ = (
+        "_closing",
+        "_deflate",
+        "_descriptor",
+        "_ending",
+        "_loop",
+        "_protocol",
+        "_reading",
+        "_session",
+        "_sock",
+        "_timer",
+        "_unsent",
+        "heard_at",
+    )
 
-    def __init__(self, loop: Loop, sock: socket.socket, session: Session, received: bytes) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, session: Session, received: bytes, deflate: Deflate | None = None
+    ) -> None:
         self._loop = loop
         self._sock: socket.socket | None = sock
         self._descriptor = sock.fileno()
         self._session = session
-        self._protocol = ProtocolState(session.config.max_message_size)
+        self._deflate = deflate
+        self._protocol = ProtocolState(session.config.max_message_size, deflate)
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True
         self._unsent: memoryview | None = None  # the rest of a chunk that the socket did not take
         self._timer: Timer | None = None
+        self.heard_at = monotonic()
         sock.setblocking(False)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -109,6 +129,26 @@ class Connection:
             self._reading = True
             self._watch()
 
+    def send_ping(self) -> None:
+        """Sends a ping, whose round trip is measured."""
+        now = monotonic()
+        # The time itself tells one ping from another, and needs no place to be kept.
+        self._protocol.send_ping(struct.pack("!d", now))
+        self.flush()
+
+    @property
+    def is_gone(self) -> bool:
+        return self._sock is None
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether silence of the peer says something."""
+        return self._reading and self._closing is None and self._protocol.state is State.OPEN
+
+    def lose(self) -> None:
+        """The peer has not answered a ping in time."""
+        self._gone()
+
     def close(self, code: int, reason: str) -> None:
         """Sends what is queued, then closes. The first call counts."""
         if self._sock is None or self._closing is not None or self._protocol.state is not State.OPEN:
@@ -136,12 +176,16 @@ class Connection:
         if not received:
             self._gone()
         elif not self._ending:
+            self.heard_at = loop.now
             data = loop.buffer_view[:received]
             self._receive(bytes(data) if received < _COPY_BELOW else data)
 
     def _receive(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
+        ping = protocol.ping_payload
         messages = protocol.receive(data)
+        if ping is not None and protocol.ping_payload is None:
+            self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if messages and not self._session.receive(messages):
             self._pause_reading()
         if protocol.state is State.CLOSED:
@@ -164,9 +208,13 @@ class Connection:
         control = protocol.take_control_frames() if protocol.owes else b""
         if protocol.state is not State.OPEN:
             return control
-        data = self._session.outgoing.take(SEND_SIZE)
-        if data:
-            return control + data if control else data
+        frames = self._session.outgoing.take(SEND_SIZE)
+        if frames:
+            if self._deflate is not None:
+                frames = [self._deflate.deflate(frame) for frame in frames]
+            if control:
+                frames.insert(0, control)
+            return frames[0] if len(frames) == 1 else b"".join(frames)
         if self._closing is not None:
             protocol.send_close(*self._closing)
             return control + protocol.take_control_frames()

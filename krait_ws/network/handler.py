@@ -11,6 +11,7 @@ import logging
 import os
 import socket as socket_module
 from collections.abc import Iterable
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -19,6 +20,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from krait_ws.errors import HandshakeError
 from krait_ws.protocol import handshake
+from krait_ws.protocol.deflate import Deflate, negotiate
 from krait_ws.session import Session
 
 if TYPE_CHECKING:
@@ -31,6 +33,24 @@ _NativeSocket: type[socket_module.socket] = get_original("socket", "socket")
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _LimitedHead:
+    """Reads header lines up to ``limit`` bytes together."""
+
+    def __init__(self, rfile: Any, limit: int) -> None:
+        self._rfile = rfile
+        self._left = limit
+
+    def readline(self, size: int) -> bytes:
+        line: bytes = self._rfile.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException("the head of the request is too large")
+        return line
+
+
 class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     """gevent's handler with the upgrade of krait-ws in gevent-websocket's place."""
 
@@ -38,6 +58,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     socket: Any
     _head_timeout: Any = None
     _requests = 0
+    _deflate: Deflate | None = None
 
     # ---- the request's head, in limited time
 
@@ -70,15 +91,26 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         environ: dict[str, Any] = super().get_environ()
         return environ
 
+    def MessageClass(self, rfile: Any, *_: Any) -> Any:  # noqa: N802  the base class's name
+        return super().MessageClass(_LimitedHead(rfile, self.server.krait.config.max_head_size))
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
+        if isinstance(error, HTTPException):  # too large, or more fields than http.client takes
+            return "431", _HEAD_TOO_LARGE
+        answer: tuple[str, bytes] = super()._handle_client_error(error)
+        return answer
+
     # ---- the upgrade; run_application of the base class calls these two in this order
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Sets ``self.websocket`` and starts a 101, or starts a refusal and returns its body, or does nothing for a
         plain request."""
-        if not handshake.is_upgrade(self.environ):
+        self.server.krait.apply_proxy_headers(self.environ)
+        if not handshake.tries_upgrade(self.environ):
             return None
         try:
             handshake.check_upgrade(self.environ)
+            handshake.check_origin(self.environ, self.server.krait.origins)
         except HandshakeError as error:
             self.close_connection = True
             body = error.reason.encode() + b"\n"
@@ -88,7 +120,10 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         if not isinstance(decision, Session):
             return list(decision(self.environ, self.start_response))
         self.websocket = decision
-        self.start_response("101 Switching Protocols", handshake.accept_headers(self.environ, decision.protocol))
+        negotiated = negotiate(self.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""), decision.config)
+        self._deflate, extensions = negotiated or (None, None)
+        headers = handshake.accept_headers(self.environ, decision.protocol, extensions)
+        self.start_response("101 Switching Protocols", headers)
         return None
 
     def run_websocket(self) -> None:
@@ -103,7 +138,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.rfile.close()
         self.socket.close()
         self.socket = None  # else the base class would read from it before it closes it
-        self.server.krait.adopt(sock, session, received)
+        self.server.krait.adopt(sock, session, received, self._deflate)
 
     def run_application(self) -> None:
         try:

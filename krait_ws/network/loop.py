@@ -48,6 +48,7 @@ class Loop:
         self.hub: Any = get_hub()
         self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
         self.buffer_view = memoryview(self.buffer)
+        self.now = monotonic()  # when the sockets being served became ready; owned by the loop
         self._lock = new_lock()
         self._calls: deque[Callable[[], None]] = deque()  # guarded by _lock
         self._woken = False  # guarded by _lock: a run of the calls is on its way
@@ -104,6 +105,7 @@ class Loop:
         """Serves the ready sockets, then at once what their messages set off."""
         with self._lock:
             self._woken = True  # calls made meanwhile are run below
+        self.now = monotonic()
         for owner, events in batch:
             try:
                 owner.on_ready(events)

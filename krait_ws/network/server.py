@@ -7,6 +7,7 @@ ends them in that order.
 from __future__ import annotations
 
 import contextvars
+import ipaddress
 import logging
 import os
 import socket
@@ -19,6 +20,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from gevent.threadpool import ThreadPool
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws import context
@@ -28,7 +30,9 @@ from krait_ws.errors import ConfigError, HandshakeError
 from krait_ws.http import Request, Response
 from krait_ws.network.connection import Connection
 from krait_ws.network.handler import UpgradeHandler, read_body
+from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
+from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
 from krait_ws.session import Session
 from krait_ws.site import Site
@@ -41,6 +45,9 @@ _BACKLOG = 1024
 _CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to the pool brings
 _WHOLE_BODY = 256 * 1024  # bytes of a body that comes with the answer
 _T = TypeVar("_T")
+
+
+_proxy_fix: Any = ProxyFix(lambda environ, start_response: [], x_for=1, x_proto=1, x_host=1)
 
 
 class _WsgiServer(WSGIServer):  # type: ignore[misc]
@@ -69,6 +76,8 @@ class Server:
     def __init__(self, root: Path, config: Config) -> None:
         self.config = config
         self.site = Site(root, config)
+        self.origins = config.origins
+        self._trusted_proxies = config.trusted_proxies
         self.sessions: set[Session] = set()  # owned by the loop
         self._stopping = False
         self._stopped = Event()
@@ -78,6 +87,7 @@ class Server:
             self.site.close()
             raise
         self.loop = Loop(config.poller)
+        self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
         self._threads = ThreadPool(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
         self._wsgi = _WsgiServer(
@@ -136,6 +146,17 @@ class Server:
         self.site.close()
         self._stopped.set()
 
+    def apply_proxy_headers(self, environ: dict[str, Any]) -> None:
+        """Takes client address, scheme and host from X-Forwarded-* where the peer is a trusted proxy."""
+        if not self._trusted_proxies:
+            return
+        try:
+            peer = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
+        except ValueError:
+            return
+        if any(peer in network for network in self._trusted_proxies):
+            _proxy_fix(environ, None)
+
     # ---- plain requests
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -192,9 +213,9 @@ class Server:
                 decision.end(GOING_AWAY, "the server is going away")
         return decision
 
-    def adopt(self, sock: socket.socket, session: Session, received: bytes) -> None:
+    def adopt(self, sock: socket.socket, session: Session, received: bytes, deflate: Deflate | None) -> None:
         """The 101 is sent: the connection joins the loop. Called by: the handler."""
-        Connection(self.loop, sock, session, received)
+        self._keepalive.add(Connection(self.loop, sock, session, received, deflate))
 
     def _decide(self, request: Request) -> Session | WerkzeugResponse:
         """In a thread of the pool, in a context of its own."""

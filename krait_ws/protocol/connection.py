@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 
 from krait_ws.errors import ProtocolError
+from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import (
     ABNORMAL,
     CLOSE,
@@ -31,7 +32,7 @@ from krait_ws.protocol.frames import (
 )
 from krait_ws.protocol.messages import Data, MessageReader
 
-_MAX_PENDING_PONGS = 32
+_MAX_OWED = 32
 
 
 class State(enum.Enum):
@@ -48,14 +49,15 @@ class ProtocolState(MessageReader):
     (section 7.1.5). ``None`` and ``""`` while it is open.
     """
 
-    __slots__ = ("_close_frame", "_pongs", "close_code", "close_reason", "state")
+    __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "ping_payload", "state")
 
-    def __init__(self, max_message_size: int) -> None:
-        super().__init__(max_message_size)
+    def __init__(self, max_message_size: int, deflate: Deflate | None = None) -> None:
+        super().__init__(max_message_size, deflate)
         self.state = State.OPEN
         self.close_code: int | None = None
         self.close_reason = ""
-        self._pongs: list[bytes] | None = None  # frames that answer pings
+        self.ping_payload: bytes | None = None  # of the ping that waits for its pong
+        self._owed: list[bytes] | None = None  # pings, and the frames that answer pings
         self._close_frame = b""
 
     def receive(self, data: Data) -> list[Message]:
@@ -83,6 +85,8 @@ class ProtocolState(MessageReader):
             self._owe_pong(payload)
         elif opcode == CLOSE:
             self._receive_close(payload)
+        elif payload == self.ping_payload:
+            self.ping_payload = None
         return opcode != CLOSE
 
     def send_close(self, code: int, reason: str) -> None:
@@ -103,27 +107,38 @@ class ProtocolState(MessageReader):
             self._set_close(ABNORMAL, "")
         self.state = State.CLOSED
 
+    def send_ping(self, payload: bytes) -> None:
+        """Sends a ping; ``ping_payload`` is its payload until the pong that answers it has come (section 5.5.3).
+
+        A ping that is on its way is given up for this one.
+        """
+        if self.state is State.OPEN:
+            self.ping_payload = payload
+            self._owe(encode_control(PING, payload))
+
     @property
     def owes(self) -> bool:
         """Whether ``take_control_frames`` would give anything."""
-        return bool(self._pongs or self._close_frame)
+        return bool(self._owed or self._close_frame)
 
     def take_control_frames(self) -> bytes:
         """The control frames to send now. No data may be sent after a close frame."""
-        pongs = self._pongs or ()
-        self._pongs = None
-        frames = b"".join((*pongs, self._close_frame))
+        owed = self._owed or ()
+        self._owed = None
+        frames = b"".join((*owed, self._close_frame))
         self._close_frame = b""
         return frames
 
     def _owe_pong(self, payload: bytes) -> None:
-        if self.state is not State.OPEN:
-            return
-        if self._pongs is None:
-            self._pongs = []
-        elif len(self._pongs) == _MAX_PENDING_PONGS:
-            del self._pongs[0]  # a peer that does not read is owed the most recent answers only (section 5.5.3)
-        self._pongs.append(encode_control(PONG, payload))
+        if self.state is State.OPEN:
+            self._owe(encode_control(PONG, payload))
+
+    def _owe(self, frame: bytes) -> None:
+        if self._owed is None:
+            self._owed = []
+        elif len(self._owed) == _MAX_OWED:
+            del self._owed[0]  # a peer that does not read is owed the most recent answers only (section 5.5.3)
+        self._owed.append(frame)
 
     def _receive_close(self, payload: bytes) -> None:
         code, reason = decode_close(payload)

@@ -11,9 +11,10 @@ import base64
 import binascii
 from collections.abc import Mapping
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidHeaderFormat
-from websockets.headers import parse_connection, parse_subprotocol, parse_upgrade
+from websockets.headers import parse_connection, parse_extension, parse_subprotocol, parse_upgrade
 from websockets.utils import accept_key
 
 from krait_ws.errors import HandshakeError
@@ -28,6 +29,11 @@ _BAD_REQUEST = "400 Bad Request"
 def is_upgrade(environ: Environ) -> bool:
     """Whether the request asks for WebSocket: its Upgrade header names ``websocket``, in any case."""
     return names_websocket(environ.get("HTTP_UPGRADE", ""))
+
+
+def tries_upgrade(environ: Environ) -> bool:
+    """Whether the request means to be an upgrade, rightly or wrongly made."""
+    return is_upgrade(environ) or "HTTP_SEC_WEBSOCKET_KEY" in environ
 
 
 def names_websocket(upgrade_header: str) -> bool:
@@ -55,6 +61,8 @@ def parse_subprotocols(header: str) -> list[str] | None:
 def check_upgrade(environ: Environ) -> None:
     """Checks what section 4.2.1 asks of an upgrade request.
 
+    Headers that must not be repeated (sections 4.1 and 11.3) are wrong with a comma in them.
+
     Raises:
         HandshakeError: 405 for another method than GET, 505 for HTTP/1.0, 426 for another version than 13, 400 for the
             rest.
@@ -63,11 +71,19 @@ def check_upgrade(environ: Environ) -> None:
         raise HandshakeError("405 Method Not Allowed", "a WebSocket upgrade is a GET request", (("Allow", "GET"),))
     if environ["SERVER_PROTOCOL"] != "HTTP/1.1":
         raise HandshakeError("505 HTTP Version Not Supported", "a WebSocket upgrade needs HTTP/1.1")
-    if not environ.get("HTTP_HOST"):
-        raise HandshakeError(_BAD_REQUEST, "the Host header is missing")
+    host = environ.get("HTTP_HOST", "")
+    if not host or "," in host:
+        raise HandshakeError(_BAD_REQUEST, "there must be one Host header")
+    if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+        raise HandshakeError(_BAD_REQUEST, "a WebSocket upgrade has no body")
+    if not is_upgrade(environ):
+        raise HandshakeError(_BAD_REQUEST, "the Upgrade header must name websocket (does a proxy remove it?)")
     if not _names_upgrade(environ.get("HTTP_CONNECTION", "")):
         raise HandshakeError(_BAD_REQUEST, "the Connection header must contain Upgrade")
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != VERSION:
+    version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
+    if "," in version:
+        raise HandshakeError(_BAD_REQUEST, "there must be one Sec-WebSocket-Version header")
+    if version != VERSION:
         raise HandshakeError(
             "426 Upgrade Required",
             f"Sec-WebSocket-Version must be {VERSION}",
@@ -75,9 +91,33 @@ def check_upgrade(environ: Environ) -> None:
         )
     _check_key(environ.get("HTTP_SEC_WEBSOCKET_KEY", ""))
     parse_subprotocols(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
+    _check_extensions(environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""))
 
 
-def accept_headers(environ: Environ, protocol: str | None) -> Headers:
+def check_origin(environ: Environ, allowed: frozenset[str]) -> None:
+    """Refuses the page of another site (section 10.2). A request without Origin comes from no browser and passes.
+
+    Args:
+        environ: The request.
+        allowed: Origins that may connect besides the request's own; ``*`` stands for all.
+
+    Raises:
+        HandshakeError: 403.
+    """
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    own = f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}"
+    parts = _origin_parts(origin)
+    if parts is None or parts != _origin_parts(own):
+        raise HandshakeError(
+            "403 Forbidden",
+            f"a page of {origin[:200]} may not connect to {own[:200]}: allow its origin with --origin, "
+            "or, when a proxy stands before this server, name it with --trusted-proxy",
+        )
+
+
+def accept_headers(environ: Environ, protocol: str | None, extensions: str | None) -> Headers:
     """The headers of the 101 (section 4.2.2) for a request that ``check_upgrade`` let pass."""
     headers = [
         ("Upgrade", "websocket"),
@@ -86,7 +126,21 @@ def accept_headers(environ: Environ, protocol: str | None) -> Headers:
     ]
     if protocol is not None:
         headers.append(("Sec-WebSocket-Protocol", protocol))
+    if extensions is not None:
+        headers.append(("Sec-WebSocket-Extensions", extensions))
     return headers
+
+
+def _origin_parts(origin: str) -> tuple[str, str, int | None] | None:
+    """Scheme, host and port of an origin (RFC 6454 section 4), comparable; ``None`` when it is none, like "null"."""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return None
+    if not parts.scheme or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _names_upgrade(header: str) -> bool:
@@ -94,6 +148,14 @@ def _names_upgrade(header: str) -> bool:
         return any(token.lower() == "upgrade" for token in parse_connection(header))
     except InvalidHeaderFormat:
         return False
+
+
+def _check_extensions(header: str) -> None:
+    try:
+        if header:
+            parse_extension(header)
+    except InvalidHeaderFormat as error:
+        raise HandshakeError(_BAD_REQUEST, f"Sec-WebSocket-Extensions cannot be read: {error}") from None
 
 
 def _check_key(key: str) -> None:

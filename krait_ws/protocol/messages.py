@@ -14,6 +14,7 @@ import codecs
 from typing import TypeAlias
 
 from krait_ws.errors import ProtocolError
+from krait_ws.protocol.deflate import RSV1, Deflate
 from krait_ws.protocol.frames import (
     BINARY,
     CONTINUATION,
@@ -45,13 +46,16 @@ class MessageReader:
     """Joins the frames of one peer to messages. A subclass says what a control frame does.
 
     Args:
-        max_message_size: Largest message in bytes of payload, all its fragments together. A larger one fails with
-            1009 as soon as a head announces it.
+        deflate: The codec, when permessage-deflate was negotiated.
+        max_message_size: Largest message in bytes of payload as it is sent, all its fragments together. A larger
+            one fails with 1009 as soon as a head announces it.
     """
 
     __slots__ = (
         "_buffered",
+        "_compressed",
         "_decoder",
+        "_deflate",
         "_fin",
         "_left",
         "_mask",
@@ -62,8 +66,10 @@ class MessageReader:
         "max_message_size",
     )
 
-    def __init__(self, max_message_size: int) -> None:
+    def __init__(self, max_message_size: int, deflate: Deflate | None = None) -> None:
         self.max_message_size = max_message_size
+        self._deflate = deflate
+        self._compressed = False  # the message whose frames are arriving
         self._short = min(125, max_message_size)  # largest payload that the short way takes
         self._buffered = b""  # the start of a head or of a control frame
         self._opcode = 0  # of the message whose frames are arriving; 0 between messages
@@ -145,12 +151,14 @@ class MessageReader:
         self._fin = data[position] >= FIN
         if opcode != CONTINUATION:
             self._opcode = opcode
+            self._compressed = data[position] & RSV1 != 0
         return self._read_payload(messages, data, start + 4, end)
 
     def _check_first_byte(self, first: int) -> int:
         """Returns the opcode of a frame that may come now (sections 5.2, 5.4 and 5.5)."""
         opcode = first & 0x0F
-        if first & _RESERVED_BITS:
+        reserved = first & _RESERVED_BITS
+        if reserved and (reserved != RSV1 or self._deflate is None or opcode not in (TEXT, BINARY)):
             raise ProtocolError(PROTOCOL_ERROR, "reserved bit set")
         if opcode & _CONTROL:
             if opcode > PONG:
@@ -181,6 +189,9 @@ class MessageReader:
         taken = stop - position
         self._left -= taken
         ends = self._fin and not self._left
+        if self._compressed and self._deflate is not None:
+            have = 0 if self._payload is None else len(self._payload)
+            chunk = self._deflate.inflate(chunk, have, is_first=self._payload is None, is_last=ends)
         if ends and self._payload is None:
             messages.append(_decode(chunk) if self._opcode == TEXT else chunk)
             self._end_message()

@@ -1,0 +1,89 @@
+"""Notices clients that are gone without a word: one timer for all connections.
+
+A connection that was silent for ``interval`` is pinged (RFC 6455 section 5.5.2); one that stays silent for ``timeout``
+after that is lost. A connection stands in the heap once, with the time at which to look at it next; bytes that arrive
+only note their time, so that they cost nothing here. Owned by the loop.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import Protocol
+
+from krait_ws.network.loop import Loop, Timer
+from krait_ws.waiting import monotonic
+
+
+class Watched(Protocol):
+    """A connection, as the keepalive sees it."""
+
+    heard_at: float
+    """When the last bytes came from the peer (``monotonic``)."""
+
+    @property
+    def is_gone(self) -> bool: ...
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether silence says something: not while its reading is paused, nor while it closes."""
+
+    def send_ping(self) -> None: ...
+
+    def lose(self) -> None:
+        """The peer does not answer."""
+
+
+class Keepalive:
+    """See the module.
+
+    Args:
+        loop: The network loop.
+        interval: Seconds of silence before a ping; 0 pings nobody.
+        timeout: Seconds of silence after it.
+    """
+
+    def __init__(self, loop: Loop, interval: float, timeout: float) -> None:
+        self._loop = loop
+        self._interval = interval
+        self._timeout = timeout
+        # When to look, a number that makes entries comparable, when it was pinged (0 for not), the connection.
+        self._heap: list[tuple[float, int, float, Watched]] = []
+        self._number = itertools.count()
+        self._timer: Timer | None = None
+
+    def add(self, connection: Watched) -> None:
+        """Watches a new connection until it is gone."""
+        if self._interval:
+            self._look_at(connection, monotonic() + self._interval, pinged_at=0.0)
+
+    def _look_at(self, connection: Watched, due: float, *, pinged_at: float) -> None:
+        heapq.heappush(self._heap, (due, next(self._number), pinged_at, connection))
+        if self._timer is None or self._timer.due > due:
+            self._start_timer(due)
+
+    def _start_timer(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, due - monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = monotonic()
+        while self._heap and self._heap[0][0] <= now:
+            _, _, pinged_at, connection = heapq.heappop(self._heap)
+            if not connection.is_gone:
+                self._check(connection, now, pinged_at)
+        if self._heap and self._timer is None:
+            self._start_timer(self._heap[0][0])
+
+    def _check(self, connection: Watched, now: float, pinged_at: float) -> None:
+        if not connection.is_listening:
+            self._look_at(connection, now + self._interval, pinged_at=0.0)
+        elif pinged_at and connection.heard_at < pinged_at:
+            connection.lose()
+        elif connection.heard_at + self._interval > now:
+            self._look_at(connection, connection.heard_at + self._interval, pinged_at=0.0)
+        else:
+            connection.send_ping()
+            self._look_at(connection, now + self._timeout, pinged_at=now)
