@@ -117,6 +117,7 @@ class Config:
     max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
     script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
     script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)
+    app: str = _option("", "name", "A WSGI application, module:callable, for requests that the site has no file for.")
     poller: str = _option("auto", "choice", "How sockets are watched; auto takes epoll on Linux.", choices=POLLERS)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ the one private attribute here, so that no attribute of a subclass can collide w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krait_ws.protocol.frames import Message, encode_binary, encode_close, encode_text
 from krait_ws.session import Overrides, Session
@@ -23,7 +23,8 @@ class WebsocketsCtrlBase:
     ``on_in_message`` to be called for each message, or both. Every method may be called from any thread.
 
     The class attributes below override the server's settings for this class; ``None`` takes the server's. Their
-    meanings, units and defaults stand in the table of settings (``krait_ws.config``).
+    meanings, units and defaults stand in the table of settings (``krait_ws.config``). With ``stream_messages = True`` a
+    message comes as a ``MessageStream``, an iterator of its chunks as they arrive, of any size.
 
     Args:
         use_in_message_queue: ``False`` when nobody will pop: ``on_in_message`` is then the only way in, and messages
@@ -45,6 +46,7 @@ class WebsocketsCtrlBase:
     compress_window_bits: int | None = None
     compress_context: bool | None = None
     max_inflated_size: int | None = None
+    stream_messages: bool = False
 
     def __init__(self, use_in_message_queue: bool = True) -> None:
         overrides = Overrides(type(self), WebsocketsCtrlBase)
@@ -70,8 +72,9 @@ class WebsocketsCtrlBase:
         Called by: the handler, in the context of the route script that accepted the connection.
         """
 
-    def on_in_message(self, message: Message) -> None:
+    def on_in_message(self, message: Any) -> None:
         """Takes an arriving message, text as ``str`` and binary as ``bytes``: queues it for ``pop_in_message``.
+        With ``stream_messages`` it is a ``MessageStream`` that must be read before an override returns.
 
         Called by: ``on_in_message_internal``, in the order of arrival and one at a time. With ``runs_on = "thread"`` or
         ``"greenlet"`` an override may block: it holds up this connection only. With ``"loop"`` it must not.
@@ -79,7 +82,7 @@ class WebsocketsCtrlBase:
         if self._krait.incoming is not None:
             self._krait.incoming.put([message])
 
-    def on_in_message_internal(self, message: Message) -> None:
+    def on_in_message_internal(self, message: Any) -> None:
         """Takes the in-lock, which is re-entrant, then calls ``on_in_message``.
 
         Called by: the framework for each arriving message.
@@ -98,8 +101,9 @@ class WebsocketsCtrlBase:
 
     # ---- messages
 
-    def pop_in_message(self, timeout: float | None = 0) -> Message | None:
-        """The next message that arrived, or ``None``.
+    def pop_in_message(self, timeout: float | None = 0) -> Any:
+        """The next message that arrived, ``str`` or ``bytes``, or ``None``; a ``MessageStream`` with
+        ``stream_messages``.
 
         What had arrived when the connection ended can still be popped.
 
@@ -110,11 +114,9 @@ class WebsocketsCtrlBase:
             RuntimeError: The queue is disabled (``use_in_message_queue=False``), or the call would wait on the network
                 loop.
         """
-        if self._krait.incoming is None:
-            raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
-        return self._krait.incoming.pop(timeout)
+        return self._krait.pop(timeout)
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Iterator[Any]:
         """Every message from now on, waiting for each, until the connection ends.
 
         Raises:
@@ -123,8 +125,12 @@ class WebsocketsCtrlBase:
         while (message := self.pop_in_message(None)) is not None:
             yield message
 
-    def push_out_message(self, message: str | bytes | bytearray | memoryview) -> bool:
-        """Queues a message for the client: ``str`` as text, bytes-like as binary (copied).
+    def push_out_message(self, message: str | bytes | bytearray | memoryview | Iterator[Any]) -> bool:
+        """Queues a message for the client: ``str`` as text, bytes-like as binary (copied), an iterator of either as one
+        message in fragments, whose chunks are taken as there is room for them.
+
+        The fragments of an iterator are never dropped: it waits for room whatever the policy. What it raises after its
+        first chunk ends the connection with 1011, because half a message cannot be taken back.
 
         When the out-mailbox is full, ``slow_consumer`` decides: wait up to ``push_timeout`` (``"block"``), close with
         1013 (``"close"``), or drop this message or the oldest one. On the network loop ``"block"`` cannot wait and
@@ -134,13 +140,16 @@ class WebsocketsCtrlBase:
             ``True`` when it is queued, ``False`` when the connection is over or the message was dropped.
 
         Raises:
-            TypeError: Another type.
+            TypeError: Another type, or chunks of several.
+            ValueError: An iterator without chunks.
             UnicodeEncodeError: A text with a lone surrogate.
         """
         if isinstance(message, str):
             return self._krait.outgoing.push(encode_text(message))
         if isinstance(message, bytes | bytearray | memoryview):
             return self._krait.outgoing.push(encode_binary(message))
+        if isinstance(message, Iterator):
+            return self._krait.push_stream(message)
         raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
 
     def pop_out_message(self) -> Message | None:

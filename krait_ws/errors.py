@@ -5,6 +5,7 @@
     KraitError
     ├── ConfigError         a flag, an environment variable or a class attribute has a bad value
     ├── SiteError           the site folder, or the way its files map to URLs, is wrong
+    ├── ScriptTimeoutError  a route script did not answer in time
     ├── RouteScriptError    a route script answered with something that cannot be sent
     ├── ConnectionEndedError  the connection ended before the answer that was waited for
     └── ProtocolError       the peer broke RFC 6455; carries the close code that says so
@@ -31,6 +32,10 @@ class SiteError(KraitError):
 
 class RouteScriptError(KraitError):
     """A route script returned or assigned something that is no answer. Logged, and 500 for the client."""
+
+
+class ScriptTimeoutError(KraitError):
+    """A route script did not answer within ``script_timeout``. Logged, and 503 for the client."""
 
 
 class ConnectionEndedError(KraitError):

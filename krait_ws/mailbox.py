@@ -14,13 +14,17 @@ from collections import deque
 from collections.abc import Callable
 
 from krait_ws.config import Config
-from krait_ws.protocol.frames import Message, decode_message
+from krait_ws.protocol.frames import FIN, TEXT, Message, is_whole, payload_of
+from krait_ws.protocol.messages import Item, Piece
 from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock
 
 
-def memory_size(message: Message) -> int:
-    """Bytes that a message holds at most: four a character when a text is not ASCII."""
-    return len(message) if type(message) is bytes or message.isascii() else 4 * len(message)
+def memory_size(item: Item) -> int:
+    """Bytes that a message, or a piece of one, holds at most: four a character when a text is not ASCII."""
+    if type(item) is bytes:
+        return len(item)
+    data = item.data if isinstance(item, Piece) else item
+    return len(data) if isinstance(data, bytes) or data.isascii() else 4 * len(data)
 
 
 def no_one() -> None:
@@ -39,7 +43,7 @@ class InMailbox:
         self.limits = limits
         self.on_room: Callable[[], None] = no_one
         self._lock = new_lock()
-        self._queue: deque[Message] = deque()  # guarded by _lock, as is all below
+        self._queue: deque[Item] = deque()  # guarded by _lock, as is all below
         self._bytes = 0
         self._full = False
         self._closed = False
@@ -54,7 +58,7 @@ class InMailbox:
         """Whether its producer must wait for ``on_room``."""
         return self._full
 
-    def put(self, messages: list[Message]) -> bool:
+    def put(self, messages: list[Item]) -> bool:
         """Appends what arrived. Returns ``False`` when the mailbox is full now. Thread: any; never waits.
 
         Once it is closed, messages are dropped: their connection is over.
@@ -70,7 +74,7 @@ class InMailbox:
                 self._full = True
             return not self._full
 
-    def pop(self, timeout: float | None = 0) -> Message | None:
+    def pop(self, timeout: float | None = 0) -> Item | None:
         """The next message; ``None`` after ``timeout`` seconds, or once the mailbox is closed and empty.
 
         Raises:
@@ -138,15 +142,22 @@ class OutMailbox:
 
     ``on_output`` is called outside the lock when there is something to take and the loop does not know it yet;
     ``on_overflow`` when the policy ends the connection.
+
+    While one thread sends a message in fragments, no other message may come between them (RFC 6455 section 5.4). What
+    is pushed meanwhile waits in a mailbox of its own, with the same limits and policy, and joins this one at the end.
     """
 
     __slots__ = (
         "_bytes",
         "_closed",
+        "_held",
         "_lock",
+        "_mid_message",
+        "_partial",
         "_pushers",
         "_queue",
         "_signalled",
+        "_streamers",
         "blocked",
         "dropped",
         "limits",
@@ -164,6 +175,10 @@ class OutMailbox:
         self._signalled = False  # the loop knows that there is something to take
         self._closed = False
         self._pushers = Waiters()
+        self._held: OutMailbox | None = None  # what was pushed since a fragmented message began
+        self._streamers = Waiters()  # for the end of that message
+        self._mid_message = False
+        self._partial: list[bytes] = []  # fragments that pop has taken of a message
         self.dropped = 0  # messages that the policy dropped
         self.blocked = 0  # pushes that had to wait
 
@@ -188,13 +203,73 @@ class OutMailbox:
         with self._lock:
             if self._closed:
                 return False
-            room = self._has_room_locked(len(frame))
+            held = self._held
+            room = held is None and self._has_room_locked(len(frame))
             wake = self._append_locked(frame) if room else False
+        if held is not None:
+            return self._push_held(held, frame)
         if not room:
             return self._push_when_full(frame)
         if wake:
             self.on_output()
         return True
+
+    @property
+    def is_mid_message(self) -> bool:
+        """Whether the last frame pushed was a fragment that is not the last of its message."""
+        return self._mid_message
+
+    def begin_stream(self) -> bool:
+        """Begins a fragmented message; waits up to ``push_timeout`` for another one to end.
+
+        Returns ``False`` when the connection is over.
+
+        Raises:
+            RuntimeError: It would wait on the network loop.
+        """
+        deadline = monotonic() + self.limits.push_timeout
+        while True:
+            with self._lock:
+                if self._closed:
+                    return False
+                if self._held is None:
+                    self._held = OutMailbox(self.limits)
+                    self._held.on_overflow = self.on_overflow
+                    return True
+                remaining = deadline - monotonic()
+                if remaining <= 0:
+                    break
+                waiter = self._streamers.add_locked()
+            waiter.wait(remaining)
+            with self._lock:
+                self._streamers.remove_locked(waiter)
+        self.on_overflow()
+        return False
+
+    def push_fragment(self, frame: bytes) -> bool:
+        """Appends a frame of the message that ``begin_stream`` began. A fragment cannot be dropped without its message,
+        so a full mailbox makes it wait whatever the policy. Returns ``False`` when the connection is over.
+        """
+        return self._push_blocking(frame)
+
+    def end_stream(self, *, is_complete: bool) -> None:
+        """Ends the message that ``begin_stream`` began. What was pushed meanwhile joins the queue; together they may
+        exceed the limits by a factor of two. After half a message nothing can follow: the mailbox closes.
+        """
+        if not is_complete:
+            self.close()
+        wake = False
+        with self._lock:
+            held, self._held = self._held, None
+            if held is not None and is_complete:
+                for frame in held._retire():
+                    wake = self._append_locked(frame) or wake
+            self._streamers.wake_all_locked()
+        if held is not None:
+            self.dropped += held.dropped
+            self.blocked += held.blocked
+        if wake:
+            self.on_output()
 
     def take(self, max_bytes: int) -> list[bytes]:
         """Frames of up to ``max_bytes`` together, at least one; none when there is none. Called by: the loop."""
@@ -219,21 +294,47 @@ class OutMailbox:
         return frames
 
     def pop(self) -> Message | None:
-        """The next message, decoded; ``None`` when there is none. Thread: any."""
+        """The next message, decoded; ``None`` when there is no whole one. Thread: any."""
         with self._lock:
-            if not self._queue:
-                return None
-            frame = self._queue.popleft()
-            self._bytes -= len(frame)
+            while self._queue:
+                frame = self._queue.popleft()
+                self._bytes -= len(frame)
+                self._partial.append(frame)
+                if frame[0] >= FIN:
+                    break
             self._signalled = bool(self._queue)
             self._pushers.wake_all_locked()
-        return decode_message(frame)
+            if not self._partial or self._partial[-1][0] < FIN:
+                return None
+            frames, self._partial = self._partial, []
+        payload = b"".join(map(payload_of, frames))
+        return payload.decode() if frames[0][0] & 0x0F == TEXT else payload
 
     def close(self) -> None:
         """Takes nothing more and wakes every blocked push; what is in it can still be taken. Thread: any."""
         with self._lock:
             self._closed = True
             self._pushers.wake_all_locked()
+            self._streamers.wake_all_locked()
+            held = self._held
+        if held is not None:
+            held.close()
+
+    def _retire(self) -> list[bytes]:
+        """Empties and closes; those who wait in it try the mailbox that it was held for."""
+        with self._lock:
+            self._closed = True
+            self._pushers.wake_all_locked()
+            frames = list(self._queue)
+            self._queue.clear()
+            return frames
+
+    def _push_held(self, held: OutMailbox, frame: bytes) -> bool:
+        if held.push(frame):
+            return True
+        with self._lock:
+            ended = not self._closed and self._held is not held
+        return self.push(frame) if ended else False
 
     def _has_room_locked(self, size: int) -> bool:
         # A frame that is larger than the limit passes alone: it could never be sent otherwise.
@@ -245,6 +346,7 @@ class OutMailbox:
         """Returns whether the loop must be told."""
         self._queue.append(frame)
         self._bytes += len(frame)
+        self._mid_message = frame[0] < FIN
         wake = not self._signalled
         self._signalled = True
         return wake
@@ -267,17 +369,25 @@ class OutMailbox:
             if self._closed:
                 return False
             while not self._has_room_locked(len(frame)):
-                self._bytes -= len(self._queue.popleft())
                 self.dropped += 1
+                if not self._drop_oldest_locked():
+                    return False
             wake = self._append_locked(frame)
         if wake:
             self.on_output()
         return True
 
+    def _drop_oldest_locked(self) -> bool:
+        """Drops the oldest whole message. Fragments stay: those before them may be on their way already."""
+        for index, frame in enumerate(self._queue):
+            if is_whole(frame):
+                del self._queue[index]
+                self._bytes -= len(frame)
+                return True
+        return False
+
     def _push_blocking(self, frame: bytes) -> bool:
-        deadline = monotonic() + self.limits.push_timeout
-        with self._lock:
-            self.blocked += 1
+        deadline = None
         while True:
             with self._lock:
                 if self._closed:
@@ -285,6 +395,9 @@ class OutMailbox:
                 if self._has_room_locked(len(frame)):
                     wake = self._append_locked(frame)
                     break
+                if deadline is None:
+                    self.blocked += 1
+                    deadline = monotonic() + self.limits.push_timeout
                 remaining = deadline - monotonic()
                 waiter = self._pushers.add_locked() if remaining > 0 and may_wait() else None
             if waiter is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent.lock import RLock as GreenletReentrantLock
@@ -25,6 +25,8 @@ from krait_ws.errors import ConfigError
 from krait_ws.handlers import Handler, start_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
+from krait_ws.protocol.messages import Item, Piece
+from krait_ws.streams import MessageStream, next_stream, push_stream
 from krait_ws.waiting import Signal, Waiters, monotonic, new_lock, new_reentrant_lock
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class Hooks(Protocol):
 
     def on_start(self) -> None: ...
     def on_thread_start(self) -> None: ...
-    def on_in_message_internal(self, message: Message) -> None: ...
+    def on_in_message_internal(self, message: Any) -> None: ...
     def on_stop(self) -> None: ...
 
 
@@ -108,6 +110,7 @@ class Session:
         "_stop_hook_ran",
         "_stop_timer",
         "_stopper",
+        "_stream",
         "_transport",
         "arrivals",
         "close_code",
@@ -122,6 +125,7 @@ class Session:
         "protocol",
         "request",
         "stopping",
+        "streams",
     )
 
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
@@ -147,6 +151,8 @@ class Session:
         self._stopper: Handler | None = None  # runs the user's on_stop
         self._stop_hook_ran = False
         self.latency: float | None = None
+        self.streams = bool(getattr(type(controller), "stream_messages", False))
+        self._stream: MessageStream | None = None  # the message that is being read; owned by the reader
         self._ping_waiters = Waiters()  # guarded by _lock
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
@@ -200,6 +206,9 @@ class Session:
                 raise ConfigError(
                     f"{name}: runs_on = 'loop' has no handler for on_thread_start; override on_in_message"
                 )
+            if self.streams:
+                name = type(self.controller).__qualname__
+                raise ConfigError(f"{name}: stream_messages waits for chunks, so runs_on cannot be 'loop'")
             self.arrivals = self.incoming  # the loop calls the hook itself
             return
         if self.config.runs_on == "greenlet":
@@ -225,7 +234,22 @@ class Session:
 
     # ---- messages
 
-    def receive(self, messages: list[Message]) -> bool:
+    def pop(self, timeout: float | None) -> Message | MessageStream | None:
+        """See ``WebsocketsCtrlBase.pop_in_message``."""
+        if self.incoming is None:
+            raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
+        return self._next(self.incoming, timeout)
+
+    def push_stream(self, chunks: Iterator[Message]) -> bool:
+        """See ``WebsocketsCtrlBase.push_out_message``."""
+        try:
+            return push_stream(self.outgoing, chunks)
+        except BaseException:
+            if self.outgoing.is_mid_message:
+                self.end(INTERNAL_ERROR)  # half a message cannot be taken back
+            raise
+
+    def receive(self, messages: list[Item]) -> bool:
         """Messages have arrived. Returns whether the socket may be read on. Thread: the loop; never waits,
         except in the hooks of a controller with ``runs_on = "loop"``."""
         if self._overrides.delivers and self.config.runs_on == "loop":
@@ -327,6 +351,11 @@ class Session:
         return True
 
     @property
+    def has_arrivals(self) -> bool:
+        """Whether ``pop`` would give a message now."""
+        return self.incoming is not None and len(self.incoming) > 0
+
+    @property
     def has_ended(self) -> bool:
         return self._ended
 
@@ -363,7 +392,7 @@ class Session:
 
     def _deliver(self) -> None:
         assert self.arrivals is not None
-        while (message := self.arrivals.pop(None)) is not None:
+        while (message := self._next(self.arrivals, None)) is not None:
             if not self._call_hook(self.controller.on_in_message_internal, message):
                 return
             if self.incoming is not None:
@@ -373,7 +402,17 @@ class Session:
         self._deliver()
         self.end(NORMAL)
 
-    def _deliver_on_loop(self, messages: list[Message]) -> None:
+    def _next(self, mailbox: InMailbox, timeout: float | None) -> Message | MessageStream | None:
+        if not self.streams:
+            item = mailbox.pop(timeout)
+            assert not isinstance(item, Piece)
+            return item
+        if self._stream is not None:
+            self._stream.give_up()
+        self._stream = next_stream(mailbox, timeout)
+        return self._stream
+
+    def _deliver_on_loop(self, messages: list[Item]) -> None:
         deliver = self.controller.on_in_message_internal
         for message in messages:
             if self._ended:

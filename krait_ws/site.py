@@ -41,8 +41,9 @@ class Site:
         """Takes the site's modules out of the interpreter."""
         self.scripts.close()
 
-    def answer(self, request: Request) -> Answer:
-        """The answer to a request; only an upgrade is answered with a ``WebsocketsResponse``. Never raises.
+    def answer(self, request: Request) -> Answer | None:
+        """The answer to a request, ``None`` when the site has no file for it; only an upgrade is answered with a
+        ``WebsocketsResponse``. Never raises.
 
         To be called in a context of its own (``contextvars``): the script's ``request`` and ``response`` live there.
         """
@@ -58,11 +59,11 @@ class Site:
         logger.error("%s %s: the route script failed", request.method, request.path, exc_info=error)
         return pages.script_error(error, debug=self._debug)
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Answer | None:
         path = _path_of(request)
         match = None if path is None else self.router.match(path)
         if path is None or match is None:
-            return pages.not_found()
+            return None
         wants_upgrade = is_upgrade(request.environ)
         if match.is_folder_index and not wants_upgrade:
             return pages.folder_redirect(request, path)

@@ -40,6 +40,7 @@ from krait_ws.http import Request
 from krait_ws.mailbox import InMailbox
 from krait_ws.network.server import Server
 from krait_ws.protocol.frames import Message
+from krait_ws.protocol.messages import Piece
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that ``expect`` and its kin wait."""
@@ -263,6 +264,7 @@ class Driver:
         """
         message = self._pushed.pop(timeout)
         assert message is not None, f"the controller pushed nothing within {timeout:g} s"
+        assert not isinstance(message, Piece)
         return message
 
     def expect(self, message: Message, timeout: float = DEFAULT_TIMEOUT) -> None:

@@ -72,7 +72,7 @@ class Connection:
         self._descriptor = sock.fileno()
         self._session = session
         self._deflate = deflate
-        self._protocol = ProtocolState(session.config.max_message_size, deflate)
+        self._protocol = ProtocolState(session.config.max_message_size, deflate, streams=session.streams)
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.monkey import get_original
+from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
 
 from krait_ws.errors import HandshakeError
+from krait_ws.network.app import AppSocket
 from krait_ws.protocol import handshake
 from krait_ws.protocol.deflate import Deflate, negotiate
 from krait_ws.session import Session
@@ -117,12 +119,18 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.start_response(error.status, [("Content-Type", "text/plain; charset=utf-8"), *error.headers])
             return [body]
         decision = self.server.krait.decide_upgrade(self.environ)
-        if not isinstance(decision, Session):
+        if isinstance(decision, AppSocket):
+            self.environ["wsgi.websocket"] = decision
+            self.environ["wsgi.websocket_version"] = decision.version
+            session = decision.controller._krait
+        elif isinstance(decision, Session):
+            session = decision
+        else:
             return list(decision(self.environ, self.start_response))
-        self.websocket = decision
-        negotiated = negotiate(self.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""), decision.config)
+        self.websocket = session
+        negotiated = negotiate(self.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""), session.config)
         self._deflate, extensions = negotiated or (None, None)
-        headers = handshake.accept_headers(self.environ, decision.protocol, extensions)
+        headers = handshake.accept_headers(self.environ, session.protocol, extensions)
         self.start_response("101 Switching Protocols", headers)
         return None
 
@@ -139,6 +147,20 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.socket.close()
         self.socket = None  # else the base class would read from it before it closes it
         self.server.krait.adopt(sock, session, received, self._deflate)
+        if "wsgi.websocket" in self.environ:
+            self._run_app(session)
+
+    def _run_app(self, session: Session) -> None:
+        """The application talks in this greenlet; what it returns as the answer's body is nobody's."""
+        try:
+            list(self.server.krait.app(self.environ, lambda *_: lambda _data: None))
+        except WebSocketError:
+            session.end(1000)  # it wrote to a connection that had ended
+        except Exception:
+            server_logger.exception("connection %s: the application raised", session.id)
+            session.end(1011)
+        else:
+            session.end(1000)
 
     def run_application(self) -> None:
         try:

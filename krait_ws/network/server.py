@@ -23,11 +23,12 @@ from gevent.threadpool import ThreadPool
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from krait_ws import context
+from krait_ws import context, pages
 from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
-from krait_ws.errors import ConfigError, HandshakeError
+from krait_ws.errors import ConfigError, HandshakeError, ScriptTimeoutError
 from krait_ws.http import Request, Response
+from krait_ws.network.app import AppSocket, WsgiApp, load_app
 from krait_ws.network.connection import Connection
 from krait_ws.network.handler import UpgradeHandler, read_body
 from krait_ws.network.keepalive import Keepalive
@@ -76,6 +77,7 @@ class Server:
     def __init__(self, root: Path, config: Config) -> None:
         self.config = config
         self.site = Site(root, config)
+        self.app: WsgiApp = load_app(config.app) if config.app else _no_app
         self.origins = config.origins
         self._trusted_proxies = config.trusted_proxies
         self.sessions: set[Session] = set()  # owned by the loop
@@ -167,16 +169,22 @@ class Server:
             response: WerkzeugResponse = Response(
                 error.reason + "\n", status=error.status, headers={"Connection": "close"}
             )
-        else:
-            request = Request(environ, populate_request=False)
-            response = self._off_loop(contextvars.Context().run, self._page, request) or _busy()
-        if response.is_sequence:
             return response(environ, start_response)
-        return self._streamed(response(environ, start_response))
+        request = Request(environ, populate_request=False)
+        try:
+            page = self._off_loop(contextvars.Context().run, self._page, request)
+        except ScriptTimeoutError:
+            page = _busy()
+        if page is None:
+            return self.app(environ, start_response)
+        body: Iterable[bytes] = page(environ, start_response)
+        return body if page.is_sequence else self._streamed(body)
 
-    def _page(self, request: Request) -> WerkzeugResponse:
-        """In a thread of the pool: the answer, with the body of a file that is not large."""
+    def _page(self, request: Request) -> WerkzeugResponse | None:
+        """In a thread of the pool: the answer, with the body of a file that is not large; ``None`` is for the app."""
         response = self.site.answer(request)
+        if response is None:
+            return None
         assert isinstance(response, WerkzeugResponse)  # only an upgrade is answered otherwise
         size = response.content_length
         if not response.is_sequence and size is not None and size <= _WHOLE_BODY:
@@ -198,27 +206,47 @@ class Server:
 
     # ---- upgrades
 
-    def decide_upgrade(self, environ: dict[str, Any]) -> Session | WerkzeugResponse:
-        """The site's decision on an upgrade: a started session, or the answer that refuses. Called by: the handler."""
+    def decide_upgrade(self, environ: dict[str, Any]) -> Session | AppSocket | WerkzeugResponse:
+        """The decision on an upgrade: a started session, a socket for the app, or the answer that refuses.
+
+        Called by: the handler.
+        """
         if self._stopping:
             return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
         request = Request(environ, populate_request=False)
-        run = contextvars.Context().run
-        decision: Session | WerkzeugResponse | None = self._off_loop(run, self._decide, request, late=self._discard)
-        if decision is None:
+        try:
+            decision: Session | WerkzeugResponse | None = self._off_loop(
+                contextvars.Context().run, self._decide, request, late=self._discard
+            )
+        except ScriptTimeoutError:
             return _busy()
+        if decision is None:
+            return pages.not_found() if self.app is _no_app else self._accept_for_app(environ, request)
         if isinstance(decision, Session):
-            self.sessions.add(decision)
-            if self._stopping:
-                decision.end(GOING_AWAY, "the server is going away")
+            self._add(decision)
         return decision
+
+    def _add(self, session: Session) -> None:
+        self.sessions.add(session)
+        if self._stopping:
+            session.end(GOING_AWAY, "the server is going away")
+
+    def _accept_for_app(self, environ: dict[str, Any], request: Request) -> AppSocket:
+        choose = getattr(self.app, "app_protocol", None)  # gevent-websocket's way for an app to choose
+        upgrade = WebsocketsRequest(request)
+        protocol = choose(environ["PATH_INFO"]) if choose is not None else None
+        app_socket = AppSocket(environ, protocol if protocol in (upgrade.protocols or ()) else None)
+        session = app_socket.controller._krait
+        session.accept(self.loop, self.config, upgrade, app_socket.protocol, self.sessions.discard)
+        self._add(session)
+        return app_socket
 
     def adopt(self, sock: socket.socket, session: Session, received: bytes, deflate: Deflate | None) -> None:
         """The 101 is sent: the connection joins the loop. Called by: the handler."""
         self._keepalive.add(Connection(self.loop, sock, session, received, deflate))
 
-    def _decide(self, request: Request) -> Session | WerkzeugResponse:
-        """In a thread of the pool, in a context of its own."""
+    def _decide(self, request: Request) -> Session | WerkzeugResponse | None:
+        """In a thread of the pool, in a context of its own; ``None`` is for the app."""
         answer = self.site.answer(request)
         if not isinstance(answer, WebsocketsResponse):
             return answer
@@ -269,7 +297,7 @@ class Server:
             logger.error("a route script did not answer within %g s; its client got 503", self.config.script_timeout)
             if result is not None and late is not None:
                 result.rawlink(lambda done: late(done.value))
-            return None
+            raise ScriptTimeoutError("the route script did not answer in time") from None
         finally:
             self._requests -= 1
 
@@ -300,6 +328,11 @@ def _next_part(parts: Iterator[bytes]) -> bytes:
         if size >= _CHUNK_SIZE:
             break
     return b"".join(taken)
+
+
+def _no_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """What stands behind a site where no application is mounted."""
+    return pages.not_found()(environ, start_response)
 
 
 def _busy() -> Response:

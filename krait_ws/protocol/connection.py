@@ -25,12 +25,11 @@ from krait_ws.protocol.frames import (
     CLOSE,
     PING,
     PONG,
-    Message,
     decode_close,
     encode_close,
     encode_control,
 )
-from krait_ws.protocol.messages import Data, MessageReader
+from krait_ws.protocol.messages import Data, Item, MessageReader
 
 _MAX_OWED = 32
 
@@ -51,8 +50,8 @@ class ProtocolState(MessageReader):
 
     __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "ping_payload", "state")
 
-    def __init__(self, max_message_size: int, deflate: Deflate | None = None) -> None:
-        super().__init__(max_message_size, deflate)
+    def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
+        super().__init__(max_message_size, deflate, streams=streams)
         self.state = State.OPEN
         self.close_code: int | None = None
         self.close_reason = ""
@@ -60,12 +59,12 @@ class ProtocolState(MessageReader):
         self._owed: list[bytes] | None = None  # pings, and the frames that answer pings
         self._close_frame = b""
 
-    def receive(self, data: Data) -> list[Message]:
+    def receive(self, data: Data) -> list[Item]:
         """The messages that end in ``data``, in order. Never raises for what the peer sent.
 
         What arrives after a close frame, ours or the peer's, is no message any more (sections 1.4 and 5.5.1).
         """
-        messages: list[Message] = []
+        messages: list[Item] = []
         state = self.state
         if state is State.CLOSED:
             return messages

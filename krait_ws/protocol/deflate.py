@@ -13,7 +13,7 @@ from websockets.headers import build_extension, parse_extension
 
 from krait_ws.config import Config
 from krait_ws.errors import ProtocolError
-from krait_ws.protocol.frames import BINARY, CONTINUATION, FIN, INVALID_DATA, TEXT, TOO_BIG, head
+from krait_ws.protocol.frames import CONTINUATION, FIN, INVALID_DATA, TOO_BIG, head, payload_of
 
 RSV1 = 0x40
 """Marks the first frame of a compressed message (section 6)."""
@@ -25,13 +25,12 @@ _MEMORY_LEVEL = 5  # of zlib's 1 to 9; with windows of 12 bits a compressor take
 class Deflate:
     """The codec of one connection, as negotiated."""
 
-    __slots__ = ("_codec", "_in_fragments", "_max_inflated", "_threshold")
+    __slots__ = ("_codec", "_max_inflated", "_threshold")
 
     def __init__(self, codec: PerMessageDeflate, config: Config) -> None:
         self._codec = codec
         self._threshold = config.compress_threshold
         self._max_inflated = config.max_inflated_size
-        self._in_fragments = False  # a compressed message of ours is being sent in fragments
 
     def inflate(self, chunk: bytes, have: int, *, is_first: bool, is_last: bool) -> bytes:
         """The inflated bytes of a part of a compressed message.
@@ -62,15 +61,10 @@ class Deflate:
         """A frame of ours with its payload compressed; unchanged when the message is below the threshold."""
         first = frame[0]
         opcode = first & 0x0F
-        size = frame[1]
-        start = 2 if size < 126 else 4 if size == 126 else 10
-        if opcode == CONTINUATION:
-            if not self._in_fragments:
-                return frame
-        elif opcode not in (TEXT, BINARY) or (first >= FIN and len(frame) - start < self._threshold):
-            return frame
-        self._in_fragments = first < FIN
-        encoded = self._codec.encode(Frame(Opcode(opcode), frame[start:], first >= FIN))
+        payload = payload_of(frame)
+        if first >= FIN and opcode != CONTINUATION and len(payload) < self._threshold:
+            return frame  # a fragmented message is compressed in any case: its size is not known at its start
+        encoded = self._codec.encode(Frame(Opcode(opcode), payload, first >= FIN))
         return head(first | RSV1 if encoded.rsv1 else first, len(encoded.data)) + encoded.data
 
 

@@ -48,6 +48,11 @@ def encode_binary(message: bytes | bytearray | memoryview) -> bytes:
     return (SHORT_BINARY_HEADS[size] if size < 126 else head(FIN | BINARY, size)) + payload
 
 
+def encode_fragment(opcode: int, payload: bytes, *, is_last: bool) -> bytes:
+    """A frame of a fragmented message (section 5.4); ``opcode`` is CONTINUATION but for the first."""
+    return head(FIN | opcode if is_last else opcode, len(payload)) + payload
+
+
 def encode_control(opcode: int, payload: bytes) -> bytes:
     """One control frame. Raises ``ValueError`` above 125 bytes (section 5.5)."""
     if len(payload) > MAX_CONTROL_PAYLOAD:
@@ -55,11 +60,15 @@ def encode_control(opcode: int, payload: bytes) -> bytes:
     return head(FIN | opcode, len(payload)) + payload
 
 
-def decode_message(frame: bytes) -> Message:
-    """The message in a frame that ``encode_text`` or ``encode_binary`` made."""
+def is_whole(frame: bytes) -> bool:
+    """Whether a frame is an unfragmented message."""
+    return frame[0] >= FIN and frame[0] & 0x0F != CONTINUATION
+
+
+def payload_of(frame: bytes) -> bytes:
+    """The payload of a frame that a function here made."""
     size = frame[1]
-    payload = frame[2 if size < 126 else 4 if size == 126 else 10 :]
-    return payload.decode() if frame[0] & 0x0F == TEXT else payload
+    return frame[2 if size < 126 else 4 if size == 126 else 10 :]
 
 
 def may_be_sent(code: int) -> bool:

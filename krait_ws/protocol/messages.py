@@ -11,7 +11,7 @@ byte of text fails at once, and no memory is spent on bytes that a head merely a
 from __future__ import annotations
 
 import codecs
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from krait_ws.errors import ProtocolError
 from krait_ws.protocol.deflate import RSV1, Deflate
@@ -35,6 +35,17 @@ except ImportError:  # a platform for which websockets ships no compiled module
 
 Data: TypeAlias = bytes | memoryview
 
+
+class Piece(NamedTuple):
+    """A part of a message, as it arrived: what a reader gives that does not join."""
+
+    data: Message
+    is_first: bool
+    is_last: bool
+
+
+Item: TypeAlias = Message | Piece
+
 _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
 _MASKED = 0x80
@@ -49,9 +60,11 @@ class MessageReader:
         deflate: The codec, when permessage-deflate was negotiated.
         max_message_size: Largest message in bytes of payload as it is sent, all its fragments together. A larger
             one fails with 1009 as soon as a head announces it.
+        streams: Gives each message in pieces, as they arrive; ``max_message_size`` is of no account then.
     """
 
     __slots__ = (
+        "_begun",
         "_buffered",
         "_compressed",
         "_decoder",
@@ -63,14 +76,17 @@ class MessageReader:
         "_payload",
         "_short",
         "_size",
+        "_streams",
         "max_message_size",
     )
 
-    def __init__(self, max_message_size: int, deflate: Deflate | None = None) -> None:
-        self.max_message_size = max_message_size
+    def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
+        self.max_message_size = (1 << 63) - 1 if streams else max_message_size
+        self._streams = streams
+        self._begun = False  # with streams: a piece of the message has been given
         self._deflate = deflate
         self._compressed = False  # the message whose frames are arriving
-        self._short = min(125, max_message_size)  # largest payload that the short way takes
+        self._short = -1 if streams else min(125, max_message_size)  # largest payload that the short way takes
         self._buffered = b""  # the start of a head or of a control frame
         self._opcode = 0  # of the message whose frames are arriving; 0 between messages
         self._size = 0  # payload bytes that the frames of that message have announced
@@ -89,7 +105,7 @@ class MessageReader:
         """Called by: ``read_into`` for each control frame. Returns whether to go on reading."""
         raise NotImplementedError(f"{type(self).__name__} must say what a control frame does")
 
-    def read_into(self, messages: list[Message], data: Data) -> None:
+    def read_into(self, messages: list[Item], data: Data) -> None:
         """Appends to ``messages`` what ends in ``data``.
 
         Raises:
@@ -120,7 +136,7 @@ class MessageReader:
                     continue
             position = self._read_frame(messages, data, position, end)
 
-    def _read_frame(self, messages: list[Message], data: Data, position: int, end: int) -> int:
+    def _read_frame(self, messages: list[Item], data: Data, position: int, end: int) -> int:
         """Reads one frame, or its part that has arrived; returns the position behind it."""
         opcode = self._check_first_byte(data[position])
         if end - position < 2:
@@ -182,7 +198,7 @@ class MessageReader:
         payload = apply_mask(data[start : start + size], bytes(data[position + 2 : start]))
         return start + size if self.on_control(opcode, payload) else end
 
-    def _read_payload(self, messages: list[Message], data: Data, position: int, end: int) -> int:
+    def _read_payload(self, messages: list[Item], data: Data, position: int, end: int) -> int:
         """Takes what has arrived of the current data frame; ends the message with the last byte of its last frame."""
         stop = min(position + self._left, end)
         chunk = apply_mask(memoryview(data)[position:stop], self._mask)
@@ -191,34 +207,46 @@ class MessageReader:
         ends = self._fin and not self._left
         if self._compressed and self._deflate is not None:
             have = 0 if self._payload is None else len(self._payload)
-            chunk = self._deflate.inflate(chunk, have, is_first=self._payload is None, is_last=ends)
-        if ends and self._payload is None:
+            is_first = self._payload is None and not self._begun
+            chunk = self._deflate.inflate(chunk, have, is_first=is_first, is_last=ends)
+        if self._streams:
+            self._give_piece(messages, chunk, ends)
+        elif ends and self._payload is None:
             messages.append(_decode(chunk) if self._opcode == TEXT else chunk)
+        else:
+            self._collect(messages, chunk, ends)
+        if ends:
             self._end_message()
-            return stop
+        elif self._left:
+            turn = taken & 3
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        return stop
+
+    def _collect(self, messages: list[Item], chunk: bytes, ends: bool) -> None:
         if self._payload is None:
             self._payload = bytearray()
         self._payload += chunk
         if self._opcode == TEXT:
-            self._check_text(chunk, ends)
-        if self._left:
-            turn = taken & 3
-            self._mask = self._mask[turn:] + self._mask[:turn]
-        elif ends:
+            self._decode_part(chunk, ends)  # only to fail early; decoding the whole at its end is cheaper than joining
+        if ends:
             messages.append(self._payload.decode() if self._opcode == TEXT else bytes(self._payload))
-            self._end_message()
-        return stop
 
-    def _check_text(self, chunk: bytes, ends: bool) -> None:
+    def _give_piece(self, messages: list[Item], chunk: bytes, ends: bool) -> None:
+        data = self._decode_part(chunk, ends) if self._opcode == TEXT else chunk
+        messages.append(Piece(data, not self._begun, ends))
+        self._begun = True
+
+    def _decode_part(self, chunk: bytes, ends: bool) -> str:
         if self._decoder is None:
             self._decoder = _Utf8Decoder()
         try:
-            self._decoder.decode(chunk, ends)
+            return self._decoder.decode(chunk, ends)
         except UnicodeDecodeError:
             raise ProtocolError(INVALID_DATA, "text is not UTF-8") from None
 
     def _end_message(self) -> None:
         self._opcode = self._size = 0
+        self._begun = False
         self._payload = self._decoder = None
 
     def _wait_for_more(self, data: Data, position: int, end: int) -> int:
