@@ -7,6 +7,7 @@ see each other's. A handler runs in a copy of its route script's context.
 
 from __future__ import annotations
 
+import io
 import sys
 from contextvars import ContextVar
 from typing import Any
@@ -69,7 +70,8 @@ class WebsocketsRequest:
         """The HTTP request. After the upgrade it is made anew at each call from what is kept: method, URL, headers."""
         if self._http is not None:
             return self._http
-        return Request(dict(zip(self._environ[::2], self._environ[1::2], strict=True)))
+        environ = dict(zip(self._environ[::2], self._environ[1::2], strict=True))
+        return Request({**environ, "wsgi.input": io.BytesIO()}, populate_request=False)
 
     @property
     def path(self) -> str:

@@ -9,6 +9,7 @@ Thread: any; it reads the disk, so not the network loop.
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from pathlib import Path
 from krait_ws.errors import SiteError
 
 _PARAMETER = re.compile(r"\[(\w+)\]")
-_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\/:]")
+# On Windows a colon names a stream of a file, "chat.py::$DATA" the code of a script.
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\/:]" if os.name == "nt" else r"[\x00-\x1f\x7f\\/]")
 _MAX_SEGMENTS = 64
 
 

@@ -59,6 +59,9 @@ class Transport(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Send what is queued, then close."""
 
+    def abort(self) -> None:
+        """Let go of the socket at once."""
+
 
 class Runtime(Protocol):
     """What a session needs of the network loop."""
@@ -335,6 +338,11 @@ class Session:
         self.outgoing.on_output = no_one
         self.end(code, reason)
         self._check_over()
+
+    def abort(self) -> None:
+        """Ends the connection without a word. Thread: the loop."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def wait_ended(self, timeout: float | None) -> bool:
         """Joins the handlers. Returns whether they have ended.

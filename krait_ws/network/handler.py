@@ -23,6 +23,7 @@ from krait_ws.errors import HandshakeError
 from krait_ws.network.app import AppSocket
 from krait_ws.protocol import handshake
 from krait_ws.protocol.deflate import Deflate, negotiate
+from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
 from krait_ws.session import Session
 
 if TYPE_CHECKING:
@@ -137,7 +138,6 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def run_websocket(self) -> None:
         """The 101 is sent: the socket moves to the network loop."""
         session = self.websocket
-        del self.websocket
         self.close_connection = True
         self.socket.setblocking(False)
         received = self._buffered_bytes()
@@ -147,6 +147,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.socket.close()
         self.socket = None  # else the base class would read from it before it closes it
         self.server.krait.adopt(sock, session, received, self._deflate)
+        del self.websocket
         if "wsgi.websocket" in self.environ:
             self._run_app(session)
 
@@ -155,20 +156,20 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         try:
             list(self.server.krait.app(self.environ, lambda *_: lambda _data: None))
         except WebSocketError:
-            session.end(1000)  # it wrote to a connection that had ended
+            session.end(NORMAL)  # it wrote to a connection that had ended
         except Exception:
             server_logger.exception("connection %s: the application raised", session.id)
-            session.end(1011)
+            session.end(INTERNAL_ERROR)
         else:
-            session.end(1000)
+            session.end(NORMAL)
 
     def run_application(self) -> None:
         try:
             super().run_application()
         finally:
             session = self.__dict__.pop("websocket", None)
-            if session is not None:  # the 101 could not be sent
-                session.transport_gone(1006)
+            if session is not None:  # the 101 could not be sent, or no descriptor was left for the connection
+                session.transport_gone(ABNORMAL)
 
     def _buffered_bytes(self) -> bytes:
         """What the client sent right behind its request and is in the reader's buffer already."""

@@ -142,6 +142,8 @@ class Server:
         deadline = monotonic() + patience + 0.2
         while (self.sessions or self._requests) and monotonic() < deadline:
             gevent.sleep(0.01)
+        for session in list(self.sessions):
+            session.abort()
         self._http_connections.kill(block=True, timeout=1)
         self.loop.close()
         self._end_threads()
@@ -216,7 +218,7 @@ class Server:
         request = Request(environ, populate_request=False)
         try:
             decision: Session | WerkzeugResponse | None = self._off_loop(
-                contextvars.Context().run, self._decide, request, late=self._discard
+                contextvars.Context().run, self._decide, request, late=self._end_late
             )
         except ScriptTimeoutError:
             return _busy()
@@ -248,7 +250,10 @@ class Server:
     def _decide(self, request: Request) -> Session | WerkzeugResponse | None:
         """In a thread of the pool, in a context of its own; ``None`` is for the app."""
         answer = self.site.answer(request)
+        if answer is None:
+            return None
         if not isinstance(answer, WebsocketsResponse):
+            answer.make_sequence()  # a route script's generator is run here, not by the greenlet that sends it
             return answer
         upgrade = context.websockets_request.get()
         assert upgrade is not None
@@ -269,7 +274,7 @@ class Server:
             return self.site.failed(error, request)
         return session
 
-    def _discard(self, decision: Any) -> None:
+    def _end_late(self, decision: Any) -> None:
         """A decision that came after its time: nobody waits for it."""
         if isinstance(decision, Session):
             decision.transport_gone(ABNORMAL)
