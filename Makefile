@@ -7,7 +7,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SITE ?= sites
 
-.PHONY: run test check install clean
+FUZZ_SECONDS ?= 120
+
+.PHONY: run test check conformance fuzz bench install clean
 
 run: $(VENV)/installed
 	$(BIN)/krait-ws serve $(SITE) --host $(HOST) --port $(PORT)
@@ -20,6 +22,16 @@ check: $(VENV)/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# Every case of the Autobahn testsuite, in each runs_on; about an hour. It needs a Python 2.7 and says so without one.
+conformance: $(VENV)/installed-tests
+	$(BIN)/python tests/conformance/run.py
+
+fuzz: $(VENV)/installed-tests
+	$(BIN)/python tests/fuzz/fuzz_protocol.py --seconds $(FUZZ_SECONDS)
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/run.py
 
 install: $(VENV)/installed
 

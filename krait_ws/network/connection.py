@@ -50,6 +50,7 @@ class Connection:
     """
 
     __slots__ = (
+        "__weakref__",
         "_closing",
         "_deflate",
         "_descriptor",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import weakref
 from typing import Protocol
 
 from krait_ws.network.loop import Loop, Timer
@@ -47,17 +48,18 @@ class Keepalive:
         self._loop = loop
         self._interval = interval
         self._timeout = timeout
-        # When to look, a number that makes entries comparable, when it was pinged (0 for not), the connection.
-        self._heap: list[tuple[float, int, float, Watched]] = []
+        # When to look, a number that makes entries comparable, when it was pinged (0 for not), the connection: weakly,
+        # so that one that has gone does not wait here for its turn to be forgotten.
+        self._heap: list[tuple[float, int, float, weakref.ref[Watched]]] = []
         self._number = itertools.count()
         self._timer: Timer | None = None
 
     def add(self, connection: Watched) -> None:
         """Watches a new connection until it is gone."""
         if self._interval:
-            self._look_at(connection, monotonic() + self._interval, pinged_at=0.0)
+            self._look_at(weakref.ref(connection), monotonic() + self._interval, pinged_at=0.0)
 
-    def _look_at(self, connection: Watched, due: float, *, pinged_at: float) -> None:
+    def _look_at(self, connection: weakref.ref[Watched], due: float, *, pinged_at: float) -> None:
         heapq.heappush(self._heap, (due, next(self._number), pinged_at, connection))
         if self._timer is None or self._timer.due > due:
             self._start_timer(due)
@@ -72,18 +74,20 @@ class Keepalive:
         now = monotonic()
         while self._heap and self._heap[0][0] <= now:
             _, _, pinged_at, connection = heapq.heappop(self._heap)
-            if not connection.is_gone:
-                self._check(connection, now, pinged_at)
+            self._check(connection, now, pinged_at)
         if self._heap and self._timer is None:
             self._start_timer(self._heap[0][0])
 
-    def _check(self, connection: Watched, now: float, pinged_at: float) -> None:
+    def _check(self, reference: weakref.ref[Watched], now: float, pinged_at: float) -> None:
+        connection = reference()
+        if connection is None or connection.is_gone:
+            return
         if not connection.is_listening:
-            self._look_at(connection, now + self._interval, pinged_at=0.0)
+            self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
             connection.lose()
         elif connection.heard_at + self._interval > now:
-            self._look_at(connection, connection.heard_at + self._interval, pinged_at=0.0)
+            self._look_at(reference, connection.heard_at + self._interval, pinged_at=0.0)
         else:
             connection.send_ping()
-            self._look_at(connection, now + self._timeout, pinged_at=now)
+            self._look_at(reference, now + self._timeout, pinged_at=now)
