@@ -111,7 +111,7 @@ class Config:
         True, "flag", "Keep the window from message to message: smaller messages, more memory.", per_controller=True
     )
     max_inflated_size: int = _option(
-        4 << 20, "bytes", "Largest incoming message after inflating; a larger one closes with 1009.",
+        1 << 20, "bytes", "Largest incoming message after inflating; a larger one closes with 1009.",
         least=1, per_controller=True,
     )  # fmt: skip
     max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
@@ -193,7 +193,8 @@ def parse(name: str, text: str) -> Any:
             return int(text[:-1] if scale > 1 else text) * scale
         return kind(text)
     except (KeyError, ValueError):
-        raise ConfigError(f"{name}: {text!r} is no value in {option.metadata['unit']}") from None
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        raise ConfigError(f"{name}: {text!r} is not {wanted} ({option.metadata['unit']})") from None
 
 
 def _items(text: str) -> list[str]:

@@ -71,7 +71,9 @@ class WebsocketsRequest:
         if self._http is not None:
             return self._http
         environ = dict(zip(self._environ[::2], self._environ[1::2], strict=True))
-        return Request({**environ, "wsgi.input": io.BytesIO()}, populate_request=False)
+        request = Request({**environ, "wsgi.input": io.BytesIO()}, populate_request=False)
+        request.params = self.params
+        return request
 
     @property
     def path(self) -> str:

@@ -129,8 +129,8 @@ class WebsocketsCtrlBase:
         """Queues a message for the client: ``str`` as text, bytes-like as binary (copied), an iterator of either as one
         message in fragments, whose chunks are taken as there is room for them.
 
-        The fragments of an iterator are never dropped: it waits for room whatever the policy. What it raises after its
-        first chunk ends the connection with 1011, because half a message cannot be taken back.
+        The fragments of an iterator are never dropped: it waits for room whatever the policy. What it raises
+        comes out of this call, and ends the connection with 1011 when a part of the message has gone already.
 
         When the out-mailbox is full, ``slow_consumer`` decides: wait up to ``push_timeout`` (``"block"``), close with
         1013 (``"close"``), or drop this message or the oldest one. On the network loop ``"block"`` cannot wait and

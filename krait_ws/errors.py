@@ -8,8 +8,9 @@
     ├── ScriptTimeoutError  a route script did not answer in time
     ├── RouteScriptError    a route script answered with something that cannot be sent
     ├── ConnectionEndedError  the connection ended before the answer that was waited for
+    ├── RequestError        an HTTP request cannot be taken; carries the status of the answer
+    │   └── HandshakeError  an upgrade request cannot be accepted
     └── ProtocolError       the peer broke RFC 6455; carries the close code that says so
-        └── HandshakeError  the peer's upgrade request cannot be accepted; carries the HTTP status
 
 Mistakes in calls (a message of a wrong type, joining yourself, popping from a disabled queue) raise the
 built-in ``TypeError``, ``ValueError`` and ``RuntimeError``: they are bugs to mend, not conditions to handle.
@@ -58,8 +59,8 @@ class ProtocolError(KraitError):
         self.reason = reason
 
 
-class HandshakeError(ProtocolError):
-    """The upgrade request cannot be accepted (RFC 6455 section 4.2).
+class RequestError(KraitError):
+    """An HTTP request cannot be answered otherwise than with an error.
 
     Args:
         status: The HTTP status line's text, for example ``"400 Bad Request"``.
@@ -68,6 +69,11 @@ class HandshakeError(ProtocolError):
     """
 
     def __init__(self, status: str, reason: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
-        super().__init__(1002, reason)
+        super().__init__(f"{status}: {reason}")
         self.status = status
+        self.reason = reason
         self.headers = headers
+
+
+class HandshakeError(RequestError):
+    """An upgrade request cannot be accepted (RFC 6455 section 4.2)."""

@@ -26,6 +26,13 @@ class Handler(Protocol):
 
     done: Signal
 
+    def start(self) -> None:
+        """Starts the body. Thread: any; once.
+
+        Raises:
+            RuntimeError: The system gives no more threads.
+        """
+
     def is_current(self) -> bool:
         """Whether the caller runs in it."""
 
@@ -34,11 +41,7 @@ class Handler(Protocol):
 
 
 class ThreadHandler:
-    """A daemon thread: the process can exit though the body never ends.
-
-    Raises:
-        RuntimeError: The system gives no more threads.
-    """
+    """A daemon thread: the process can exit though the body never ends."""
 
     __slots__ = ("_thread", "done")
 
@@ -54,6 +57,8 @@ class ThreadHandler:
                 on_done()
 
         self._thread = threading.Thread(target=run, name=name, daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def is_current(self) -> bool:
@@ -66,10 +71,11 @@ class ThreadHandler:
 class GreenletHandler:
     """A greenlet of ``hub``. It shares a thread with the network loop, so it must block in cooperative calls only."""
 
-    __slots__ = ("_greenlet", "done")
+    __slots__ = ("_greenlet", "_hub", "_spawn", "done")
 
     def __init__(self, body: Body, context: contextvars.Context, on_done: Body, hub: Any) -> None:
         self.done = Signal()
+        self._hub = hub
         self._greenlet: Any = None
 
         def run() -> None:
@@ -85,10 +91,13 @@ class GreenletHandler:
             self._greenlet.gr_context = context
             self._greenlet.switch()
 
-        if get_hub_if_exists() is hub:
-            hub.loop.run_callback(spawn)
+        self._spawn = spawn
+
+    def start(self) -> None:
+        if get_hub_if_exists() is self._hub:
+            self._hub.loop.run_callback(self._spawn)
         else:
-            hub.loop.run_callback_threadsafe(spawn)
+            self._hub.loop.run_callback_threadsafe(self._spawn)
 
     def is_current(self) -> bool:
         return getcurrent() is self._greenlet
@@ -97,8 +106,8 @@ class GreenletHandler:
         return _format(None if self._greenlet is None else self._greenlet.gr_frame)
 
 
-def start_handler(kind: str, body: Body, context: contextvars.Context, on_done: Body, name: str, hub: Any) -> Handler:
-    """Starts ``body`` as ``runs_on`` says.
+def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Body, name: str, hub: Any) -> Handler:
+    """What will run ``body`` as ``runs_on`` says, to be started.
 
     Args:
         body: What to run. It catches its own exceptions.
@@ -106,9 +115,6 @@ def start_handler(kind: str, body: Body, context: contextvars.Context, on_done: 
         on_done: Called in the handler, after ``done`` is set.
         name: Of the thread.
         hub: The network loop's hub, or ``None`` for the caller's own.
-
-    Raises:
-        RuntimeError: The system gives no more threads.
 
     Thread: any.
     """

@@ -105,7 +105,7 @@ class Router:
         name, rest = segments[0], segments[1:]
         if not rest:
             return self._match_last(folder, name, params, ends_in_slash=ends_in_slash)
-        if (subfolder := self._inside(folder / name)) and subfolder.is_dir():
+        if (subfolder := self._folder(folder, name)) is not None:
             found = self._match(subfolder, rest, params, ends_in_slash=ends_in_slash)
             if found:
                 return found
@@ -116,13 +116,14 @@ class Router:
         return None
 
     def _match_last(self, folder: Path, name: str, params: dict[str, str], *, ends_in_slash: bool) -> Match | None:
-        for candidate in (f"{name}.py", f"{name}.html", name):
+        # The name of a parameter is no name of a page: "/[room]" is a room like every other.
+        for candidate in () if _PARAMETER.match(name) else (f"{name}.py", f"{name}.html", name):
             if file := self._file(folder / candidate):
                 # Code is run under its name without the ending, never sent under its whole name.
                 return None if candidate == name and is_script(file) else Match(file, params)
         if ends_in_slash:
             return None
-        if (subfolder := self._inside(folder / name)) and subfolder.is_dir():
+        if (subfolder := self._folder(folder, name)) is not None:
             index = self._match_last(subfolder, "index", params, ends_in_slash=True)
             if index:
                 return Match(index.file, params, is_folder_index=True)
@@ -133,6 +134,10 @@ class Router:
             if index:
                 return Match(index.file, index.params, is_folder_index=True)
         return None
+
+    def _folder(self, folder: Path, name: str) -> Path | None:
+        subfolder = None if _PARAMETER.fullmatch(name) else self._inside(folder / name)
+        return subfolder if subfolder is not None and subfolder.is_dir() else None
 
     def _inside(self, path: Path) -> Path | None:
         """``path`` with its links resolved, when it exists in the site and is not private there."""
@@ -152,14 +157,14 @@ class Router:
             return None
 
     def _parameters(self, folder: Path, *, folders: bool) -> Iterator[tuple[Path, str]]:
-        """The ``[name].py`` files, or the ``[name]`` folders, of a folder."""
-        for entry in sorted(folder.iterdir()):
+        """The ``[name].py`` and ``[name].html`` files, code first, or the ``[name]`` folders, of a folder."""
+        for entry in sorted(folder.iterdir(), reverse=True):
             name = entry.name if folders else entry.stem
             found = _PARAMETER.fullmatch(name)
             if not found:
                 continue
             resolved = self._inside(entry)
-            if resolved and (resolved.is_dir() if folders else is_script(resolved) and resolved.is_file()):
+            if resolved and (resolved.is_dir() if folders else entry.suffix in (".py", ".html") and resolved.is_file()):
                 yield resolved, found[1]
 
     def _walk(self, folder: Path, url: str) -> Iterator[Route]:
@@ -177,9 +182,9 @@ class Router:
 
     def _check_parameters(self, folder: Path) -> None:
         for folders in (False, True):
-            found = [path.name for path, _ in self._parameters(folder, folders=folders)]
+            found = {path.stem: path.name for path, _ in self._parameters(folder, folders=folders)}
             if len(found) > 1:
-                raise SiteError(f"{' and '.join(found)} in {folder} claim the same URLs: keep one of them")
+                raise SiteError(f"{' and '.join(found.values())} in {folder} claim the same URLs: keep one of them")
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink() and not is_private(entry.name):
                 self._check_parameters(entry)

@@ -137,7 +137,7 @@ class Scripts:
         self._scripts: dict[Path, Script] = {}  # guarded by _lock
         self._snapshot = self._take_snapshot()  # guarded by _lock
         self._wrote_bytecode = not sys.dont_write_bytecode
-        sys.path.insert(0, str(root))
+        sys.path.append(str(root))  # last: a page json.py must not become everybody's json
         if reloads:
             # Bytecode is trusted by the second and the size of its source: too coarse for somebody who edits and tries.
             sys.dont_write_bytecode = True

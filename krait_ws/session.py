@@ -22,7 +22,7 @@ from greenlet import GreenletExit
 
 from krait_ws.config import DEFAULTS, Config
 from krait_ws.errors import ConfigError
-from krait_ws.handlers import Handler, start_handler
+from krait_ws.handlers import Handler, new_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
 from krait_ws.protocol.messages import Item, Piece
@@ -108,6 +108,8 @@ class Session:
         "_on_over",
         "_overrides",
         "_ping_waiters",
+        "_ping_wanted",
+        "_pong_waiters",
         "_runtime",
         "_started",
         "_stop_hook_ran",
@@ -120,6 +122,7 @@ class Session:
         "close_reason",
         "config",
         "controller",
+        "ended",
         "id",
         "in_lock",
         "incoming",
@@ -139,7 +142,8 @@ class Session:
         self.protocol: str | None = None
         self.close_code: int | None = None
         self.close_reason = ""
-        self.stopping = Signal()
+        self.stopping = Signal()  # the stop flag
+        self.ended = Signal()  # close_code is known
         self.outgoing = OutMailbox(self.config)
         self.outgoing.on_overflow = self._overflow
         self.incoming = InMailbox(self.config) if use_queue else None
@@ -156,7 +160,9 @@ class Session:
         self.latency: float | None = None
         self.streams = bool(getattr(type(controller), "stream_messages", False))
         self._stream: MessageStream | None = None  # the message that is being read; owned by the reader
-        self._ping_waiters = Waiters()  # guarded by _lock
+        self._ping_wanted = False  # guarded by _lock, as are the next two
+        self._ping_waiters = Waiters()  # for a ping that has not been sent
+        self._pong_waiters = Waiters()  # for the answer to one that has
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
         self._transport: Transport | None = None  # owned by the loop
@@ -217,10 +223,17 @@ class Session:
         if self.config.runs_on == "greenlet":
             self.in_lock = GreenletReentrantLock()
         if self._overrides.handles:
-            self._handlers.append(self._spawn(self._handle, "handler"))
+            self._handlers.append(self._new_handler(self._handle, "handler"))
         if self._overrides.delivers:
             body = self._deliver if self._overrides.handles else self._deliver_and_close
-            self._handlers.append(self._spawn(body, "delivery"))
+            self._handlers.append(self._new_handler(body, "delivery"))
+        # They are all noted before the first one runs: it may ask about itself at once, or end at once.
+        for index, handler in enumerate(self._handlers):
+            try:
+                handler.start()
+            except RuntimeError:
+                del self._handlers[index:]
+                raise
 
     def attach(self, transport: Transport) -> None:
         """The connection is there. Thread: the loop."""
@@ -233,6 +246,7 @@ class Session:
         if self.close_code is not None:
             transport.close(self.close_code, self.close_reason)
         else:
+            self._send_ping()
             transport.flush()
 
     # ---- messages
@@ -256,7 +270,8 @@ class Session:
         """Messages have arrived. Returns whether the socket may be read on. Thread: the loop; never waits,
         except in the hooks of a controller with ``runs_on = "loop"``."""
         if self._overrides.delivers and self.config.runs_on == "loop":
-            self._call_hook(self._deliver_on_loop, messages)
+            assert self._context is not None
+            self._call_hook(self._context.run, self._deliver_on_loop, messages)
         elif self.arrivals is not None:
             self.arrivals.put(messages)
         return self.may_receive()
@@ -275,6 +290,7 @@ class Session:
             if self._ended or self._runtime is None:
                 return None
             waiter = None if timeout == 0 else self._ping_waiters.add_locked()
+            self._ping_wanted = True
         self._runtime.call(self._send_ping)
         if waiter is None:
             return None
@@ -284,18 +300,23 @@ class Session:
         finally:
             if not answered:
                 with self._lock:
-                    self._ping_waiters.remove_locked(waiter)
+                    _ = self._ping_waiters.remove_locked(waiter) or self._pong_waiters.remove_locked(waiter)
         return self.latency if answered and not self._ended else None
 
     def pong_received(self, latency: float) -> None:
         """The pong of the last ping has come after ``latency`` seconds. Thread: the loop."""
         self.latency = latency
         with self._lock:
-            self._ping_waiters.wake_all_locked()
+            self._pong_waiters.wake_all_locked()
 
     def _send_ping(self) -> None:
-        if self._transport is not None:
-            self._transport.send_ping()
+        """On the loop. Without a connection the ping waits for ``attach``."""
+        if self._transport is None or not self._ping_wanted:
+            return
+        with self._lock:
+            self._ping_wanted = False
+            self._ping_waiters.move_all_locked(self._pong_waiters)
+        self._transport.send_ping()
 
     # ---- end
 
@@ -309,6 +330,7 @@ class Session:
         self.close_reason = reason
         self.stop()
         self._call_on_stop()
+        self.ended.set()
         if self._runtime is not None:
             self._runtime.call(self._close_transport)
         return True
@@ -325,6 +347,7 @@ class Session:
         self.outgoing.close()
         with self._lock:
             self._ping_waiters.wake_all_locked()
+            self._pong_waiters.wake_all_locked()
         for mailbox in (self.arrivals, self.incoming):
             if mailbox is not None:
                 mailbox.close()
@@ -358,6 +381,13 @@ class Session:
                 return False
         return True
 
+    def wait_over(self, timeout: float) -> bool:
+        """Waits for the end, for the handlers and for a user's ``on_stop``. Returns whether all have ended."""
+        deadline = monotonic() + timeout
+        return self.ended.wait(timeout) and all(
+            handler.done.wait(max(0.0, deadline - monotonic())) for handler in self._all_handlers()
+        )
+
     @property
     def has_arrivals(self) -> bool:
         """Whether ``pop`` would give a message now."""
@@ -380,12 +410,12 @@ class Session:
             if mailbox is not None:
                 mailbox.limits = config
 
-    def _spawn(self, body: Callable[[], None], role: str) -> Handler:
-        """Starts a handler that tells the loop when it has ended."""
+    def _new_handler(self, body: Callable[[], None], role: str) -> Handler:
+        """A handler that tells the loop when it has ended."""
         context = self._context.copy() if self._context is not None else contextvars.copy_context()
         hub = None if self._runtime is None else self._runtime.hub
         name = f"krait-{role}-{self.id}"
-        return start_handler(self.config.runs_on, body, context, self._handler_done, name, hub)
+        return new_handler(self.config.runs_on, body, context, self._handler_done, name, hub)
 
     def _handler_done(self) -> None:
         if self._runtime is not None:
@@ -446,11 +476,13 @@ class Session:
             return
         if self.config.runs_on != "loop":
             try:
-                self._stopper = self._spawn(self._run_on_stop, "stop")
+                self._stopper = self._new_handler(self._run_on_stop, "stop")
+                self._stopper.start()
             except RuntimeError:
+                self._stopper = None
                 logger.exception("connection %s: no thread for on_stop", self.id)
         elif self._runtime is not None:
-            self._runtime.call(self._run_on_stop)
+            self._runtime.call(lambda: (self._context or contextvars.copy_context()).run(self._run_on_stop))
         else:
             self._run_on_stop()
 
@@ -458,7 +490,7 @@ class Session:
         self._call_hook(self.controller.on_stop)
 
     def _overflow(self) -> None:
-        self.end(TRY_AGAIN_LATER, "the client does not read fast enough")
+        self.end(TRY_AGAIN_LATER, "messages could not be sent in time")
 
     def _close_transport(self) -> None:
         """On the loop: the part of ``end`` that touches the connection."""

@@ -18,6 +18,7 @@ Every wait has a deadline; what does not come in time is an ``AssertionError`` t
 
 from __future__ import annotations
 
+import contextvars
 import http.client
 import threading
 import time
@@ -33,6 +34,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from werkzeug.test import EnvironBuilder
 
+from krait_ws import context
 from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest
 from krait_ws.controller import WebsocketsCtrlBase
@@ -274,7 +276,7 @@ class Driver:
 
     def expect_close(self, code: int, timeout: float = DEFAULT_TIMEOUT) -> str:
         """The controller must end with this close code. Returns the reason."""
-        assert self._session.stopping.wait(timeout), f"the controller did not close within {timeout:g} s"
+        assert self._session.ended.wait(timeout), f"the controller did not close within {timeout:g} s"
         got = self.controller.close_code
         assert got == code, f"expected a close with {code}, got {got} {self.controller.close_reason!r}"
         return self.controller.close_reason
@@ -319,12 +321,14 @@ def drive(
     session.request = WebsocketsRequest(Request(environ, populate_request=False), params)
     session.protocol = protocol
     driver = Driver(controller)
-    controller.on_start()
+    handler_context = contextvars.copy_context()
+    handler_context.run(context.websockets_request.set, session.request)
+    handler_context.run(controller.on_start)
     try:
         yield driver
     finally:
         driver.close()
-        assert controller.wait_stopped(timeout), f"the handler did not end within {timeout:g} s"
+        assert session.wait_over(timeout), f"the handler did not end within {timeout:g} s"
 
 
 @pytest.fixture

@@ -135,6 +135,12 @@ class Waiters:
         self._waiters.remove(waiter)
         return True
 
+    def move_all_locked(self, other: Waiters) -> None:
+        """Those who wait here wait in ``other`` from now on."""
+        if self._waiters:
+            other._waiters = [*(other._waiters or ()), *self._waiters]
+            self._waiters = None
+
     def wake_one_locked(self) -> None:
         if self._waiters:
             self._waiters.pop(0).wake()

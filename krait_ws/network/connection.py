@@ -26,8 +26,8 @@ from krait_ws.session import Session
 from krait_ws.waiting import monotonic
 
 READ_SIZE = 16 * 1024
-"""Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame it is the whole
-buffer, whose bytes cost far less each."""
+"""Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame, whose bytes cost
+far less each, it is what the frame still needs, up to the whole buffer."""
 
 SEND_SIZE = 64 * 1024
 """Bytes of frames that are joined to one send; a larger frame goes alone."""
@@ -81,8 +81,6 @@ class Connection:
         self._timer: Timer | None = None
         self.heard_at = monotonic()
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop.watch(self._descriptor, self, READ)
         session.attach(self)
         if received:
@@ -129,6 +127,7 @@ class Connection:
         if self._sock is not None and not self._reading:
             self._reading = True
             self._watch()
+            self._receive_held()
 
     def send_ping(self) -> None:
         """Sends a ping, whose round trip is measured."""
@@ -152,7 +151,7 @@ class Connection:
 
     def close(self, code: int, reason: str) -> None:
         """Sends what is queued, then closes. The first call counts."""
-        if self._sock is None or self._closing is not None or self._protocol.state is not State.OPEN:
+        if self._sock is None or self._closing is not None or not self._protocol.may_send:
             return
         self._closing = (code, reason)
         self._start_timer()
@@ -166,7 +165,10 @@ class Connection:
         if sock is None:
             return
         loop = self._loop
-        size = BUFFER_SIZE if self._protocol.bytes_expected > READ_SIZE else READ_SIZE
+        if self._protocol.is_holding:
+            self._receive(b"")  # what was read before comes first
+            return
+        size = min(BUFFER_SIZE, max(READ_SIZE, self._protocol.bytes_expected))
         try:
             received = sock.recv_into(loop.buffer, size)
         except (BlockingIOError, InterruptedError):
@@ -189,13 +191,24 @@ class Connection:
             self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if messages and not self._session.receive(messages):
             self._pause_reading()
-        if protocol.state is State.CLOSED:
-            assert protocol.close_code is not None
-            self._session.end(protocol.close_code, protocol.close_reason)
+        elif protocol.is_holding:
+            self._loop.call(self._receive_held)
+        if protocol.state is State.OPEN or protocol.state is State.CLOSE_SENT:
+            if protocol.owes:
+                self.flush()
+            return
+        assert protocol.close_code is not None
+        self._session.end(protocol.close_code, protocol.close_reason)
+        if protocol.state is State.FAILED:
+            self.close(protocol.close_code, protocol.close_reason)  # behind what is queued already
+        else:
             self._start_timer()
             self.flush()
-        elif protocol.owes:
-            self.flush()
+
+    def _receive_held(self) -> None:
+        """The next turn of a read that held more than one turn's worth."""
+        if self._sock is not None and self._reading and self._protocol.is_holding:
+            self._receive(b"")
 
     def _pause_reading(self) -> None:
         if self._sock is not None and self._closing is None:
@@ -207,7 +220,7 @@ class Connection:
     def _next_chunk(self) -> bytes:
         protocol = self._protocol
         control = protocol.take_control_frames() if protocol.owes else b""
-        if protocol.state is not State.OPEN:
+        if not protocol.may_send:
             return control
         frames = self._session.outgoing.take(SEND_SIZE)
         if frames:

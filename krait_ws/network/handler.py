@@ -1,4 +1,4 @@
-"""From an accepted socket to a session: reads the HTTP head, lets the site decide, hands the socket over.
+"""From an accepted socket to a session: reads the HTTP request, lets the site decide, hands the socket over.
 
 One instance and one greenlet serve one HTTP connection. After a 101 the socket goes to the network loop and the
 greenlet ends; gevent-websocket's codec never carries a byte.
@@ -11,36 +11,31 @@ import logging
 import os
 import socket as socket_module
 from collections.abc import Iterable
+from contextlib import suppress
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 from gevent.monkey import get_original
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
 
-from krait_ws.errors import HandshakeError
+from krait_ws.errors import HandshakeError, RequestError
 from krait_ws.network.app import AppSocket
 from krait_ws.protocol import handshake
 from krait_ws.protocol.deflate import Deflate, negotiate
 from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
+from krait_ws.protocol.head import body_size, check_field_line, check_request_line
 from krait_ws.session import Session
-
-if TYPE_CHECKING:
-    pass
 
 access_logger = logging.getLogger("krait_ws.access")
 server_logger = logging.getLogger("krait_ws.server")
 
 _NativeSocket: type[socket_module.socket] = get_original("socket", "socket")
-_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
-class _LimitedHead:
-    """Reads header lines up to ``limit`` bytes together."""
+class _Head:
+    """The field lines of a head, checked one by one, up to ``limit`` bytes together."""
 
     def __init__(self, rfile: Any, limit: int) -> None:
         self._rfile = rfile
@@ -51,7 +46,15 @@ class _LimitedHead:
         self._left -= len(line)
         if self._left < 0:
             raise HTTPException("the head of the request is too large")
+        check_field_line(line)
         return line
+
+
+class _ReadInput:
+    """Stands where the base class keeps the request's body: it has been read, or will not be."""
+
+    def _discard(self) -> None:
+        """Called by: the base class, which would read the rest of a body for as long as the client sends it."""
 
 
 class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
@@ -59,67 +62,117 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
 
     websocket: Session
     socket: Any
-    _head_timeout: Any = None
+    rfile: Any
+    _timeout: Any = None
     _requests = 0
     _deflate: Deflate | None = None
+
+    def __init__(self, sock: Any, *arguments: Any) -> None:
+        if sock.family in (socket_module.AF_INET, socket_module.AF_INET6):
+            # Head and body go out in two writes; without this the second waits for the client's delayed answer (40 ms).
+            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
+        super().__init__(sock, *arguments)
+
+    def handle(self) -> None:
+        with suppress(OSError):  # the client is gone
+            super().handle()
 
     # ---- the request's head, in limited time
 
     def handle_one_request(self) -> Any:
         config = self.server.krait.config
-        seconds = config.keep_alive_timeout if self._requests else config.handshake_timeout
-        self._head_timeout = gevent.Timeout.start_new(seconds)
+        self._limit_time(config.keep_alive_timeout if self._requests else config.handshake_timeout)
         try:
             return super().handle_one_request()
         except gevent.Timeout as timeout:
-            if timeout is not self._head_timeout:
+            if timeout is not self._timeout:
                 raise
             # A kept connection that said nothing is simply over; a request that does not come whole is told.
-            return ("408", _TIMED_OUT) if self.requestline or not self._requests else None
+            return _answer("408 Request Timeout") if self.requestline or not self._requests else None
         finally:
-            self._head_timeout.close()
+            self._timeout.close()
 
     def read_requestline(self) -> str:
         self.requestline = ""
         line: str = super().read_requestline()
         if self._requests:
-            self._head_timeout.close()
-            self._head_timeout = gevent.Timeout.start_new(self.server.krait.config.handshake_timeout)
+            self._limit_time(self.server.krait.config.handshake_timeout)
         return line
 
-    def get_environ(self) -> dict[str, Any]:
-        """The head is here."""
-        self._head_timeout.close()
-        self._requests += 1
-        environ: dict[str, Any] = super().get_environ()
-        return environ
+    def read_request(self, raw_requestline: str) -> bool:
+        check_request_line(raw_requestline)
+        read: bool = super().read_request(raw_requestline)
+        # The base class knows "close" only as the whole header (RFC 9112 section 9.6).
+        options = ",".join(self.headers.get_all("Connection", ())).lower().split(",")
+        if "close" in (option.strip() for option in options):
+            self.close_connection = True
+        self.content_length = body_size(
+            self.headers.get_all("Content-Length", ()), self.headers.get_all("Transfer-Encoding", ())
+        )
+        if self.content_length > self.server.krait.config.max_body_size:
+            raise RequestError("413 Content Too Large", "the body is too large")
+        return read
 
     def MessageClass(self, rfile: Any, *_: Any) -> Any:  # noqa: N802  the base class's name
-        return super().MessageClass(_LimitedHead(rfile, self.server.krait.config.max_head_size))
+        return super().MessageClass(_Head(rfile, self.server.krait.config.max_head_size))
 
-    def _handle_client_error(self, error: Exception) -> tuple[str, bytes]:
-        if isinstance(error, HTTPException):  # too large, or more fields than http.client takes
-            return "431", _HEAD_TOO_LARGE
-        answer: tuple[str, bytes] = super()._handle_client_error(error)
-        return answer
+    def get_environ(self) -> dict[str, Any]:
+        """The head is here; now the body, because a route script runs in another thread and the socket belongs to this
+        one."""
+        environ: dict[str, Any] = super().get_environ()
+        self._requests += 1
+        environ["wsgi.input"] = io.BytesIO(self._read_body())
+        environ["wsgi.input_terminated"] = True
+        self.wsgi_input = _ReadInput()
+        self._timeout.close()
+        return environ
 
-    # ---- the upgrade; run_application of the base class calls these two in this order
+    def _read_body(self) -> bytes:
+        if not self.content_length:
+            return b""
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body: bytes = self.rfile.read(self.content_length)
+        if len(body) < self.content_length:
+            raise ConnectionResetError("the client went away inside its request")
+        return body
+
+    def _limit_time(self, seconds: float) -> None:
+        if self._timeout is not None:
+            self._timeout.close()
+        self._timeout = gevent.Timeout.start_new(seconds)
+
+    def _handle_client_error(self, error: Exception) -> tuple[str, bytes] | None:
+        """The answer to a request that could not be read; ``None`` when there is nobody to answer."""
+        if isinstance(error, OSError):
+            return None
+        if isinstance(error, RequestError):
+            status = error.status
+        elif isinstance(error, HTTPException):  # too large, or more fields than http.client takes
+            status = "431 Request Header Fields Too Large"
+        else:
+            status = "400 Bad Request"
+        server_logger.info("%s: %s (%s)", self.client_address, status, error)
+        return _answer(status)
+
+    # ---- the upgrade; run_application of the base class calls the next two in this order
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
         """Sets ``self.websocket`` and starts a 101, or starts a refusal and returns its body, or does nothing for a
         plain request."""
-        self.server.krait.apply_proxy_headers(self.environ)
+        krait = self.server.krait
+        krait.apply_proxy_headers(self.environ)
         if not handshake.tries_upgrade(self.environ):
             return None
         try:
             handshake.check_upgrade(self.environ)
-            handshake.check_origin(self.environ, self.server.krait.origins)
+            handshake.check_origin(self.environ, krait.origins)
         except HandshakeError as error:
             self.close_connection = True
             body = error.reason.encode() + b"\n"
             self.start_response(error.status, [("Content-Type", "text/plain; charset=utf-8"), *error.headers])
             return [body]
-        decision = self.server.krait.decide_upgrade(self.environ)
+        decision = krait.decide_upgrade(self.environ)
         if isinstance(decision, AppSocket):
             self.environ["wsgi.websocket"] = decision
             self.environ["wsgi.websocket_version"] = decision.version
@@ -151,6 +204,20 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         if "wsgi.websocket" in self.environ:
             self._run_app(session)
 
+    def run_application(self) -> None:
+        try:
+            super().run_application()
+        finally:
+            session = self.__dict__.pop("websocket", None)
+            if session is not None:  # the 101 could not be sent, or no descriptor was left for the connection
+                session.transport_gone(ABNORMAL)
+
+    def process_result(self) -> None:
+        if self.command == "HEAD":  # the base class would end a body that was never begun
+            self.write(b"")
+        else:
+            super().process_result()
+
     def _run_app(self, session: Session) -> None:
         """The application talks in this greenlet; what it returns as the answer's body is nobody's."""
         try:
@@ -163,14 +230,6 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         else:
             session.end(NORMAL)
 
-    def run_application(self) -> None:
-        try:
-            super().run_application()
-        finally:
-            session = self.__dict__.pop("websocket", None)
-            if session is not None:  # the 101 could not be sent, or no descriptor was left for the connection
-                session.transport_gone(ABNORMAL)
-
     def _buffered_bytes(self) -> bytes:
         """What the client sent right behind its request and is in the reader's buffer already."""
         try:
@@ -178,10 +237,15 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         except OSError:
             return b""
 
+    def _connection_upgrade_requested(self) -> bool:
+        """The base class asks whether the application reads the socket itself; here none ever does."""
+        return False
+
     # ---- logs
 
     def log_request(self) -> None:
-        access_logger.info("%s", self.format_request())
+        # A client chooses the request line: no control character of it may reach a terminal or forge a line.
+        access_logger.info("%s", self.format_request().encode("unicode_escape").decode())
 
     def log_error(self, msg: str, *args: Any) -> None:
         server_logger.warning(msg, *args)
@@ -191,27 +255,6 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         return server_logger
 
 
-def read_body(environ: dict[str, Any], limit: int, seconds: float) -> None:
-    """Replaces ``wsgi.input`` by the request's body in memory, because a route script runs in another thread and the
-    socket belongs to this one.
-
-    Raises:
-        HandshakeError: 413 for a body above ``limit`` bytes, 408 for one that takes longer than ``seconds``.
-    """
-    length = environ.get("CONTENT_LENGTH") or "0"
-    if length.isdigit() and int(length) > limit:
-        raise HandshakeError("413 Content Too Large", f"the body must not exceed {limit} bytes")
-    body = b""
-    if length != "0" or environ.get("HTTP_TRANSFER_ENCODING"):
-        timeout = gevent.Timeout(seconds)
-        try:
-            with timeout:
-                body = environ["wsgi.input"].read(limit + 1)
-        except gevent.Timeout as expired:
-            if expired is not timeout:
-                raise
-            raise HandshakeError("408 Request Timeout", "the body did not come in time") from None
-    if len(body) > limit:
-        raise HandshakeError("413 Content Too Large", f"the body must not exceed {limit} bytes")
-    environ["wsgi.input"] = io.BytesIO(body)
-    environ["CONTENT_LENGTH"] = str(len(body))
+def _answer(status: str) -> tuple[str, bytes]:
+    """Status and bytes of an answer without a body, after which the connection closes."""
+    return status, f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".encode()

@@ -26,11 +26,11 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from krait_ws import context, pages
 from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
-from krait_ws.errors import ConfigError, HandshakeError, ScriptTimeoutError
+from krait_ws.errors import ConfigError, ScriptTimeoutError
 from krait_ws.http import Request, Response
 from krait_ws.network.app import AppSocket, WsgiApp, load_app
 from krait_ws.network.connection import Connection
-from krait_ws.network.handler import UpgradeHandler, read_body
+from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
 from krait_ws.protocol.deflate import Deflate
@@ -165,13 +165,6 @@ class Server:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
-        try:
-            read_body(environ, self.config.max_body_size, self.config.handshake_timeout)
-        except HandshakeError as error:
-            response: WerkzeugResponse = Response(
-                error.reason + "\n", status=error.status, headers={"Connection": "close"}
-            )
-            return response(environ, start_response)
         request = Request(environ, populate_request=False)
         try:
             page = self._off_loop(contextvars.Context().run, self._page, request)
@@ -188,6 +181,11 @@ class Server:
         if response is None:
             return None
         assert isinstance(response, WerkzeugResponse)  # only an upgrade is answered otherwise
+        if request.method == "HEAD":
+            response.close()
+            response.direct_passthrough = False
+            response.response = response.response if response.is_sequence else iter(())
+            return response
         size = response.content_length
         if not response.is_sequence and size is not None and size <= _WHOLE_BODY:
             body = b"".join(response.iter_encoded())

@@ -8,7 +8,8 @@ The closing handshake as a table::
     state        event                      sends           next state
     OPEN         our close                  our Close       CLOSE_SENT
     OPEN         peer's Close               its echo        CLOSED
-    OPEN         peer breaks the protocol   Close 1002...   CLOSED
+    OPEN         peer breaks the protocol   nothing yet     FAILED
+    FAILED       our close                  our Close       CLOSED
     CLOSE_SENT   peer's Close               nothing         CLOSED
     CLOSE_SENT   peer breaks the protocol   nothing         CLOSED
     any          end of TCP                 nothing         CLOSED
@@ -37,6 +38,7 @@ _MAX_OWED = 32
 class State(enum.Enum):
     OPEN = "open"
     CLOSE_SENT = "close sent"
+    FAILED = "failed"
     CLOSED = "closed"
 
 
@@ -66,15 +68,16 @@ class ProtocolState(MessageReader):
         """
         messages: list[Item] = []
         state = self.state
-        if state is State.CLOSED:
+        if state is State.CLOSED or state is State.FAILED:
             return messages
         try:
             self.read_into(messages, data)
         except ProtocolError as error:
-            if state is State.OPEN:
+            if self.state is State.OPEN:
                 self._set_close(error.code, error.reason)
-                self._close_frame = encode_close(error.code, error.reason)
-            self.state = State.CLOSED
+                self.state = State.FAILED
+            else:
+                self.state = State.CLOSED
         if state is State.CLOSE_SENT:
             messages.clear()
         return messages
@@ -89,16 +92,24 @@ class ProtocolState(MessageReader):
         return opcode != CLOSE
 
     def send_close(self, code: int, reason: str) -> None:
-        """Begins the closing handshake; does nothing when it has begun.
+        """Begins the closing handshake; does nothing when it has begun. After a fault of the peer it is all there is of
+        it: nothing that the peer sends is looked at any more (section 7.1.7).
 
         Raises:
             ValueError: The code may not be sent or the reason is too long.
         """
-        if self.state is not State.OPEN:
-            return
-        self._close_frame = encode_close(code, reason)
-        self._set_close(code, reason)
-        self.state = State.CLOSE_SENT
+        if self.state is State.OPEN:
+            self._close_frame = encode_close(code, reason)
+            self._set_close(code, reason)
+            self.state = State.CLOSE_SENT
+        elif self.state is State.FAILED:
+            self._close_frame = encode_close(code, reason)
+            self.state = State.CLOSED
+
+    @property
+    def may_send(self) -> bool:
+        """Whether data may be sent: no close frame has gone or come."""
+        return self.state is State.OPEN or self.state is State.FAILED
 
     def end_of_stream(self) -> None:
         """TCP has ended, in whatever way."""

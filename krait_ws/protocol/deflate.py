@@ -1,14 +1,19 @@
-"""permessage-deflate (RFC 7692) on the codec of the ``websockets`` library.
+"""permessage-deflate (RFC 7692).
 
 Comes in: payloads of the peer as they arrive, frames of ours. Goes out: inflated bytes, checked against a limit while
 they are made, and frames with compressed payloads. One instance serves one connection; owned by the network loop.
+
+The ``websockets`` library negotiates. Its codec takes whole frames, and ends for good at a block that says to be the
+last; here parts of frames are inflated as they arrive, and zlib's memory is taken with the first message that needs it.
 """
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 from websockets import exceptions as library
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
-from websockets.frames import Frame, Opcode
 from websockets.headers import build_extension, parse_extension
 
 from krait_ws.config import Config
@@ -19,18 +24,21 @@ RSV1 = 0x40
 """Marks the first frame of a compressed message (section 6)."""
 
 _NAME = "permessage-deflate"
+_TAIL = b"\x00\x00\xff\xff"
+_MAX_LAST_BLOCKS = 16  # in one part of a message: each costs a new stream, so a peer may not send thousands
 _MEMORY_LEVEL = 5  # of zlib's 1 to 9; with windows of 12 bits a compressor takes about 32 KiB
 
 
 class Deflate:
     """The codec of one connection, as negotiated."""
 
-    __slots__ = ("_codec", "_max_inflated", "_threshold")
+    __slots__ = ("_compressor", "_config", "_inflater", "_parameters")
 
-    def __init__(self, codec: PerMessageDeflate, config: Config) -> None:
-        self._codec = codec
-        self._threshold = config.compress_threshold
-        self._max_inflated = config.max_inflated_size
+    def __init__(self, parameters: PerMessageDeflate, config: Config) -> None:
+        self._parameters = parameters
+        self._config = config
+        self._inflater: Any = None
+        self._compressor: Any = None
 
     def inflate(self, chunk: bytes, have: int, *, is_first: bool, is_last: bool) -> bytes:
         """The inflated bytes of a part of a compressed message.
@@ -45,27 +53,44 @@ class Deflate:
             ProtocolError: 1009 as soon as the message exceeds ``max_inflated_size``, whatever it would grow to; 1007
                 for data that cannot be inflated.
         """
-        room = self._max_inflated - have
-        frame = Frame(Opcode.TEXT if is_first else Opcode.CONT, chunk, is_last, is_first)
-        try:
-            data = bytes(self._codec.decode(frame, max_size=room + 1).data)
-        except library.PayloadTooBig:
-            data = None
-        except library.ProtocolError:
-            raise ProtocolError(INVALID_DATA, "compressed data cannot be inflated") from None
-        if data is None or len(data) > room:
-            raise ProtocolError(TOO_BIG, f"message inflates to more than {self._max_inflated} bytes")
-        return data
+        if self._inflater is None or (is_first and self._parameters.remote_no_context_takeover):
+            self._inflater = self._new_inflater()
+        limit = self._config.max_inflated_size
+        room = limit - have
+        data = chunk + _TAIL if is_last else chunk
+        inflated: list[bytes] = []
+        for _ in range(_MAX_LAST_BLOCKS):
+            try:
+                inflated.append(self._inflater.decompress(data, room + 1))
+            except zlib.error:
+                break
+            room -= len(inflated[-1])
+            if room < 0:
+                raise ProtocolError(TOO_BIG, f"message inflates to more than {limit} bytes")
+            if not self._inflater.eof:
+                return inflated[0] if len(inflated) == 1 else b"".join(inflated)
+            # A block that says to be the last is allowed anywhere (section 7.2.3.4); a new stream follows it.
+            data = self._inflater.unused_data
+            self._inflater = self._new_inflater()
+        raise ProtocolError(INVALID_DATA, "compressed data cannot be inflated")
 
     def deflate(self, frame: bytes) -> bytes:
         """A frame of ours with its payload compressed; unchanged when the message is below the threshold."""
         first = frame[0]
         opcode = first & 0x0F
         payload = payload_of(frame)
-        if first >= FIN and opcode != CONTINUATION and len(payload) < self._threshold:
+        if first >= FIN and opcode != CONTINUATION and len(payload) < self._config.compress_threshold:
             return frame  # a fragmented message is compressed in any case: its size is not known at its start
-        encoded = self._codec.encode(Frame(Opcode(opcode), payload, first >= FIN))
-        return head(first | RSV1 if encoded.rsv1 else first, len(encoded.data)) + encoded.data
+        is_first = opcode != CONTINUATION
+        if self._compressor is None or (is_first and self._parameters.local_no_context_takeover):
+            self._compressor = zlib.compressobj(wbits=-self._parameters.local_max_window_bits, memLevel=_MEMORY_LEVEL)
+        data: bytes = self._compressor.compress(payload) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+        if first >= FIN:
+            data = data[: -len(_TAIL)]  # section 7.2.1
+        return head(first | RSV1 if is_first else first, len(data)) + data
+
+    def _new_inflater(self) -> Any:
+        return zlib.decompressobj(wbits=-self._parameters.remote_max_window_bits)
 
 
 def negotiate(header: str, config: Config) -> tuple[Deflate, str] | None:
@@ -85,14 +110,13 @@ def negotiate(header: str, config: Config) -> tuple[Deflate, str] | None:
         client_no_context_takeover=not config.compress_context,
         server_max_window_bits=config.compress_window_bits,
         client_max_window_bits=config.compress_window_bits,
-        compress_settings={"memLevel": _MEMORY_LEVEL},
     )
     for name, parameters in parse_extension(header):
         if name != _NAME:
             continue
         try:
-            answer, codec = factory.process_request_params(parameters, [])
+            answer, parameters_in_force = factory.process_request_params(parameters, [])
         except library.NegotiationError:
             continue  # the client may have a more modest offer behind this one
-        return Deflate(codec, config), build_extension([(factory.name, answer)])
+        return Deflate(parameters_in_force, config), build_extension([(factory.name, answer)])
     return None

@@ -48,6 +48,8 @@ Item: TypeAlias = Message | Piece
 
 _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
+# Without compression a read gives no more than its bytes; with it, a thousand times as much.
+_MAX_INFLATED_A_TURN = 256 * 1024
 _MASKED = 0x80
 _RESERVED_BITS = 0x70
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -70,6 +72,7 @@ class MessageReader:
         "_decoder",
         "_deflate",
         "_fin",
+        "_inflated",
         "_left",
         "_mask",
         "_opcode",
@@ -88,6 +91,7 @@ class MessageReader:
         self._compressed = False  # the message whose frames are arriving
         self._short = -1 if streams else min(125, max_message_size)  # largest payload that the short way takes
         self._buffered = b""  # the start of a head or of a control frame
+        self._inflated = 0  # bytes that the last read was inflated to
         self._opcode = 0  # of the message whose frames are arriving; 0 between messages
         self._size = 0  # payload bytes that the frames of that message have announced
         self._payload: bytearray | None = None  # what has arrived of it
@@ -95,6 +99,12 @@ class MessageReader:
         self._left = 0  # payload bytes of the current data frame that are still to come
         self._mask = b""  # its masking key, turned to the next byte
         self._fin = False
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether bytes of the last read wait for their turn: it gave enough for one. ``read_into`` goes on with them,
+        and is to be called with no new bytes until then."""
+        return self._inflated >= _MAX_INFLATED_A_TURN
 
     @property
     def bytes_expected(self) -> int:
@@ -111,15 +121,19 @@ class MessageReader:
         Raises:
             ProtocolError: The peer broke the protocol. What ended before that is in ``messages``.
         """
+        self._inflated = 0
         if self._buffered:
             data = self._buffered + bytes(data)
             self._buffered = b""
         position = 0
         end = len(data)
-        if self._left:
+        if self._left and end:
             position = self._read_payload(messages, data, 0, end)
         short = self._short
         while position < end:
+            if self._inflated >= _MAX_INFLATED_A_TURN:
+                self._wait_for_more(data, position, end)
+                return
             if end - position > 5:
                 first = data[position]
                 size = data[position + 1] - _MASKED
@@ -209,6 +223,7 @@ class MessageReader:
             have = 0 if self._payload is None else len(self._payload)
             is_first = self._payload is None and not self._begun
             chunk = self._deflate.inflate(chunk, have, is_first=is_first, is_last=ends)
+            self._inflated += len(chunk)
         if self._streams:
             self._give_piece(messages, chunk, ends)
         elif ends and self._payload is None:
