@@ -86,6 +86,10 @@ class Config:
     )
     handshake_timeout: float = _option(10.0, "seconds", "Time a client has to send a whole request.", least=0.1)
     keep_alive_timeout: float = _option(60.0, "seconds", "Time an idle HTTP connection is kept.", least=0.1)
+    send_timeout: float = _option(30.0, "seconds", "Time a client has to take 64 KiB of an HTTP answer.", least=0.1)
+    max_connections: int = _option(
+        10_000, "connections", "WebSocket connections at once; further ones get 503.", least=1
+    )
     max_head_size: int = _option(
         32 << 10, "bytes", "Largest head of an HTTP request; a larger one gets 431.", least=1024
     )

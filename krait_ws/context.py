@@ -7,8 +7,8 @@ see each other's. A handler runs in a copy of its route script's context.
 
 from __future__ import annotations
 
+import functools
 import io
-import sys
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,6 +27,17 @@ _KEPT = frozenset(
     }
 )  # fmt: skip
 _SECRET_OR_UNIQUE = ("HTTP_SEC_WEBSOCKET_KEY", "HTTP_COOKIE", "HTTP_AUTHORIZATION", "QUERY_STRING", "REMOTE_PORT")
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared_short(text: str) -> str:
+    return text
+
+
+def _shared(text: str) -> str:
+    """One string for many equal ones: clients of a kind send the same headers. Bounded, unlike interning, which keeps a
+    string for ever on some versions of Python."""
+    return _shared_short(text) if len(text) <= 256 else text
 
 
 class WebsocketsRequest:
@@ -112,7 +123,7 @@ class WebsocketsRequest:
         kept: list[Any] = []
         for name, value in self._http.environ.items():
             if (name in _KEPT or name.startswith("HTTP_")) and isinstance(value, str):
-                kept += (sys.intern(name), value if name in _SECRET_OR_UNIQUE else sys.intern(value))
+                kept += (_shared(name), value if name in _SECRET_OR_UNIQUE else _shared(value))
         self._environ = tuple(kept)
         self._http = None
 

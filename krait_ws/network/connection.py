@@ -56,6 +56,7 @@ class Connection:
         "_descriptor",
         "_ending",
         "_loop",
+        "_parts",
         "_protocol",
         "_reading",
         "_session",
@@ -63,6 +64,7 @@ class Connection:
         "_timer",
         "_unsent",
         "heard_at",
+        "stuck_since",
     )
 
     def __init__(
@@ -74,12 +76,14 @@ class Connection:
         self._session = session
         self._deflate = deflate
         self._protocol = ProtocolState(session.config.max_message_size, deflate, streams=session.streams)
+        self._parts: list[bytes] = []  # of a large message that is being compressed
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True
         self._unsent: memoryview | None = None  # the rest of a chunk that the socket did not take
         self._timer: Timer | None = None
         self.heard_at = monotonic()
+        self.stuck_since: float | None = None
         sock.setblocking(False)
         loop.watch(self._descriptor, self, READ)
         session.attach(self)
@@ -114,7 +118,7 @@ class Connection:
                 self._all_sent()
                 return
             self._send(chunk)
-            budget -= len(chunk)
+            budget -= len(chunk) if self._deflate is None else SEND_SIZE  # compressing costs more than sending
             if not self._has_more():
                 self._all_sent()
                 return
@@ -222,10 +226,8 @@ class Connection:
         control = protocol.take_control_frames() if protocol.owes else b""
         if not protocol.may_send:
             return control
-        frames = self._session.outgoing.take(SEND_SIZE)
+        frames = self._session.outgoing.take(SEND_SIZE) if self._deflate is None else self._take_compressed()
         if frames:
-            if self._deflate is not None:
-                frames = [self._deflate.deflate(frame) for frame in frames]
             if control:
                 frames.insert(0, control)
             return frames[0] if len(frames) == 1 else b"".join(frames)
@@ -234,8 +236,21 @@ class Connection:
             return control + protocol.take_control_frames()
         return control
 
+    def _take_compressed(self) -> list[bytes]:
+        """Compresses what one turn has time for."""
+        assert self._deflate is not None
+        if self._parts:
+            return [self._deflate.deflate(self._parts.pop(0))]
+        frames = self._session.outgoing.take(SEND_SIZE)
+        if len(frames) == 1:
+            self._parts = self._deflate.parts(frames[0])
+            frames = [self._parts.pop(0)]
+        return [self._deflate.deflate(frame) for frame in frames]
+
     def _has_more(self) -> bool:
-        return self._closing is not None or self._protocol.owes or len(self._session.outgoing) > 0
+        return (
+            self._closing is not None or self._protocol.owes or len(self._session.outgoing) > 0 or len(self._parts) > 0
+        )
 
     def _send(self, chunk: bytes | memoryview) -> None:
         sock = self._sock
@@ -249,7 +264,12 @@ class Connection:
             self._gone()
             return
         was_stuck = self._unsent is not None
-        self._unsent = memoryview(chunk)[sent:] if sent < len(chunk) else None
+        if sent == len(chunk):
+            self._unsent = self.stuck_since = None
+        else:
+            self._unsent = memoryview(chunk)[sent:]
+            if sent or not was_stuck:
+                self.stuck_since = monotonic()
         if was_stuck != (self._unsent is not None):
             self._watch()
 

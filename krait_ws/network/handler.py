@@ -6,14 +6,15 @@ greenlet ends; gevent-websocket's codec never carries a byte.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
-import os
 import socket as socket_module
 from collections.abc import Iterable
 from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import gevent
 from gevent.monkey import get_original
@@ -31,6 +32,7 @@ from krait_ws.session import Session
 access_logger = logging.getLogger("krait_ws.access")
 server_logger = logging.getLogger("krait_ws.server")
 
+_PART = 64 * 1024  # bytes of an answer that a client has send_timeout for
 _NativeSocket: type[socket_module.socket] = get_original("socket", "socket")
 
 
@@ -62,16 +64,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
 
     websocket: Session
     socket: Any
+    path: Any
     rfile: Any
     _timeout: Any = None
     _requests = 0
     _deflate: Deflate | None = None
-
-    def __init__(self, sock: Any, *arguments: Any) -> None:
-        if sock.family in (socket_module.AF_INET, socket_module.AF_INET6):
-            # Head and body go out in two writes; without this the second waits for the client's delayed answer (40 ms).
-            sock.setsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_NODELAY, 1)
-        super().__init__(sock, *arguments)
 
     def handle(self) -> None:
         with suppress(OSError):  # the client is gone
@@ -106,6 +103,13 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         options = ",".join(self.headers.get_all("Connection", ())).lower().split(",")
         if "close" in (option.strip() for option in options):
             self.close_connection = True
+        hosts = self.headers.get_all("Host", ())
+        if len(hosts) > 1 or (not hosts and self.request_version == "HTTP/1.1"):
+            raise RequestError("400 Bad Request", "there must be one Host header")
+        if self.path.lower().startswith(("http://", "https://")):
+            # A server takes the absolute form too (RFC 9112 section 3.2.2).
+            url = urlsplit(self.path)
+            self.path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         self.content_length = body_size(
             self.headers.get_all("Content-Length", ()), self.headers.get_all("Transfer-Encoding", ())
         )
@@ -136,6 +140,18 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         if len(body) < self.content_length:
             raise ConnectionResetError("the client went away inside its request")
         return body
+
+    def _sendall(self, data: bytes | bytearray) -> None:
+        """A client that does not take its answer is given up, else it would hold its place for ever."""
+        self.socket.settimeout(self.server.krait.config.send_timeout)
+        view = memoryview(data)
+        try:
+            for start in range(0, len(view), _PART):
+                super()._sendall(view[start : start + _PART])
+        except TimeoutError:
+            raise ConnectionResetError(errno.ECONNRESET, "the client does not take its answer") from None
+        finally:
+            self.socket.settimeout(None)
 
     def _limit_time(self, seconds: float) -> None:
         if self._timeout is not None:
@@ -194,10 +210,9 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.close_connection = True
         self.socket.setblocking(False)
         received = self._buffered_bytes()
-        # A duplicate, because gevent closes the handler's own socket when this greenlet ends.
-        sock = _NativeSocket(self.socket.family, self.socket.type, self.socket.proto, os.dup(self.socket.fileno()))
+        family, kind, proto = self.socket.family, self.socket.type, self.socket.proto
+        sock = _NativeSocket(family, kind, proto, self.socket.detach())
         self.rfile.close()
-        self.socket.close()
         self.socket = None  # else the base class would read from it before it closes it
         self.server.krait.adopt(sock, session, received, self._deflate)
         del self.websocket
@@ -209,7 +224,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             super().run_application()
         finally:
             session = self.__dict__.pop("websocket", None)
-            if session is not None:  # the 101 could not be sent, or no descriptor was left for the connection
+            if session is not None:  # the 101 could not be sent, or the connection could not be made
                 session.transport_gone(ABNORMAL)
 
     def process_result(self) -> None:

@@ -2,7 +2,8 @@
 
 A connection that was silent for ``interval`` is pinged (RFC 6455 section 5.5.2); one that stays silent for ``timeout``
 after that is lost. A connection stands in the heap once, with the time at which to look at it next; bytes that arrive
-only note their time, so that they cost nothing here. Owned by the loop.
+only note their time, so that they cost nothing here. A peer that takes nothing of what is to be sent for ``timeout``
+is lost too, though it speaks. Owned by the loop.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ class Watched(Protocol):
 
     heard_at: float
     """When the last bytes came from the peer (``monotonic``)."""
+
+    stuck_since: float | None
+    """Since when the peer has taken nothing of what is to be sent; ``None`` when nothing waits."""
 
     @property
     def is_gone(self) -> bool: ...
@@ -82,7 +86,10 @@ class Keepalive:
         connection = reference()
         if connection is None or connection.is_gone:
             return
-        if not connection.is_listening:
+        stuck_since = connection.stuck_since
+        if stuck_since is not None and stuck_since + self._timeout <= now:
+            connection.lose()
+        elif not connection.is_listening:
             self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
             connection.lose()

@@ -18,12 +18,23 @@ from websockets.headers import build_extension, parse_extension
 
 from krait_ws.config import Config
 from krait_ws.errors import ProtocolError
-from krait_ws.protocol.frames import CONTINUATION, FIN, INVALID_DATA, TOO_BIG, head, payload_of
+from krait_ws.protocol.frames import (
+    BINARY,
+    CONTINUATION,
+    FIN,
+    INVALID_DATA,
+    TEXT,
+    TOO_BIG,
+    encode_fragment,
+    head,
+    payload_of,
+)
 
 RSV1 = 0x40
 """Marks the first frame of a compressed message (section 6)."""
 
 _NAME = "permessage-deflate"
+_PART = 64 * 1024  # bytes that are compressed in one turn: 2 ms of random data
 _TAIL = b"\x00\x00\xff\xff"
 _MAX_LAST_BLOCKS = 16  # in one part of a message: each costs a new stream, so a peer may not send thousands
 _MEMORY_LEVEL = 5  # of zlib's 1 to 9; with windows of 12 bits a compressor takes about 32 KiB
@@ -73,6 +84,22 @@ class Deflate:
             data = self._inflater.unused_data
             self._inflater = self._new_inflater()
         raise ProtocolError(INVALID_DATA, "compressed data cannot be inflated")
+
+    def parts(self, frame: bytes) -> list[bytes]:
+        """A large frame as fragments, so that compressing it can be spread over several turns."""
+        opcode = frame[0] & 0x0F
+        payload = payload_of(frame) if len(frame) > _PART else b""
+        if len(payload) <= _PART or opcode not in (TEXT, BINARY, CONTINUATION):
+            return [frame]
+        last = (len(payload) - 1) // _PART
+        return [
+            encode_fragment(
+                CONTINUATION if index else opcode,
+                payload[index * _PART : (index + 1) * _PART],
+                is_last=frame[0] >= FIN and index == last,
+            )
+            for index in range(last + 1)
+        ]
 
     def deflate(self, frame: bytes) -> bytes:
         """A frame of ours with its payload compressed; unchanged when the message is below the threshold."""

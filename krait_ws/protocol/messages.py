@@ -48,8 +48,10 @@ Item: TypeAlias = Message | Piece
 
 _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
-# Without compression a read gives no more than its bytes; with it, a thousand times as much.
-_MAX_INFLATED_A_TURN = 256 * 1024
+# A frame costs 0.3 to 2 µs however small it is, and inflating makes a thousand bytes of one: a read takes as much time as
+# its frames and what they inflate to.
+_MAX_WORK_A_TURN = 512  # frames
+_INFLATED_A_FRAME = 512  # bytes
 _MASKED = 0x80
 _RESERVED_BITS = 0x70
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -62,7 +64,8 @@ class MessageReader:
         deflate: The codec, when permessage-deflate was negotiated.
         max_message_size: Largest message in bytes of payload as it is sent, all its fragments together. A larger
             one fails with 1009 as soon as a head announces it.
-        streams: Gives each message in pieces, as they arrive; ``max_message_size`` is of no account then.
+        streams: Gives each message in pieces, as they arrive; ``max_message_size`` is of no account then, but what is
+            compressed is limited by ``max_inflated_size`` all the same.
     """
 
     __slots__ = (
@@ -80,6 +83,7 @@ class MessageReader:
         "_short",
         "_size",
         "_streams",
+        "_work",
         "max_message_size",
     )
 
@@ -91,7 +95,8 @@ class MessageReader:
         self._compressed = False  # the message whose frames are arriving
         self._short = -1 if streams else min(125, max_message_size)  # largest payload that the short way takes
         self._buffered = b""  # the start of a head or of a control frame
-        self._inflated = 0  # bytes that the last read was inflated to
+        self._inflated = 0  # bytes that the current message was inflated to so far
+        self._work = 0  # frames in the last read, and what it was inflated to counted as frames
         self._opcode = 0  # of the message whose frames are arriving; 0 between messages
         self._size = 0  # payload bytes that the frames of that message have announced
         self._payload: bytearray | None = None  # what has arrived of it
@@ -102,9 +107,9 @@ class MessageReader:
 
     @property
     def is_holding(self) -> bool:
-        """Whether bytes of the last read wait for their turn: it gave enough for one. ``read_into`` goes on with them,
-        and is to be called with no new bytes until then."""
-        return self._inflated >= _MAX_INFLATED_A_TURN
+        """Whether bytes of the last read may wait for their turn: it gave work enough for one. ``read_into`` goes on
+        with them, and is to be called with no new bytes until then."""
+        return self._work >= _MAX_WORK_A_TURN
 
     @property
     def bytes_expected(self) -> int:
@@ -121,7 +126,7 @@ class MessageReader:
         Raises:
             ProtocolError: The peer broke the protocol. What ended before that is in ``messages``.
         """
-        self._inflated = 0
+        self._work = 0
         if self._buffered:
             data = self._buffered + bytes(data)
             self._buffered = b""
@@ -131,7 +136,7 @@ class MessageReader:
             position = self._read_payload(messages, data, 0, end)
         short = self._short
         while position < end:
-            if self._inflated >= _MAX_INFLATED_A_TURN:
+            if self._work >= _MAX_WORK_A_TURN:
                 self._wait_for_more(data, position, end)
                 return
             if end - position > 5:
@@ -147,7 +152,9 @@ class MessageReader:
                     payload = apply_mask(data[start : start + size], bytes(data[position + 2 : start]))
                     messages.append(_decode(payload) if first == _WHOLE_TEXT else payload)
                     position = start + size
+                    self._work += 1
                     continue
+            self._work += 1
             position = self._read_frame(messages, data, position, end)
 
     def _read_frame(self, messages: list[Item], data: Data, position: int, end: int) -> int:
@@ -220,10 +227,10 @@ class MessageReader:
         self._left -= taken
         ends = self._fin and not self._left
         if self._compressed and self._deflate is not None:
-            have = 0 if self._payload is None else len(self._payload)
             is_first = self._payload is None and not self._begun
-            chunk = self._deflate.inflate(chunk, have, is_first=is_first, is_last=ends)
+            chunk = self._deflate.inflate(chunk, self._inflated, is_first=is_first, is_last=ends)
             self._inflated += len(chunk)
+            self._work += len(chunk) // _INFLATED_A_FRAME
         if self._streams:
             self._give_piece(messages, chunk, ends)
         elif ends and self._payload is None:
@@ -260,7 +267,7 @@ class MessageReader:
             raise ProtocolError(INVALID_DATA, "text is not UTF-8") from None
 
     def _end_message(self) -> None:
-        self._opcode = self._size = 0
+        self._opcode = self._size = self._inflated = 0
         self._begun = False
         self._payload = self._decoder = None
 
