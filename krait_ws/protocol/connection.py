@@ -78,6 +78,7 @@ class ProtocolState(MessageReader):
                 self.state = State.FAILED
             else:
                 self.state = State.CLOSED
+            self.drop_held()
         if state is State.CLOSE_SENT:
             messages.clear()
         return messages
@@ -87,6 +88,7 @@ class ProtocolState(MessageReader):
             self._owe_pong(payload)
         elif opcode == CLOSE:
             self._receive_close(payload)
+            self.drop_held()
         elif payload == self.ping_payload:
             self.ping_payload = None
         return opcode != CLOSE

@@ -47,7 +47,7 @@ def names_websocket(upgrade_header: str) -> bool:
     if len(upgrade_header) > _MAX_LIST or "websocket" not in upgrade_header.lower():
         return False
     try:
-        return any(token.lower() == "websocket" for token in parse_upgrade(upgrade_header))
+        return any(token.lower() == "websocket" for token in parse_upgrade(upgrade_header.strip()))
     except InvalidHeaderFormat:
         return False
 
@@ -61,7 +61,7 @@ def parse_subprotocols(header: str) -> list[str] | None:
     if not header.strip():
         return None
     try:
-        return [str(name) for name in parse_subprotocol(header)]
+        return [str(name) for name in parse_subprotocol(header.strip())]
     except InvalidHeaderFormat as error:
         raise HandshakeError(_BAD_REQUEST, f"Sec-WebSocket-Protocol cannot be read: {error}") from None
 

@@ -48,8 +48,8 @@ Item: TypeAlias = Message | Piece
 
 _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
-# A frame costs 0.3 to 2 µs however small it is, and inflating makes a thousand bytes of one: a read takes as much time as
-# its frames and what they inflate to.
+# A frame costs 0.3 to 2 µs however small it is, and inflating makes a thousand bytes of one: what a read costs is
+# counted in frames.
 _MAX_WORK_A_TURN = 512  # frames
 _INFLATED_A_FRAME = 512  # bytes
 _MASKED = 0x80
@@ -110,6 +110,11 @@ class MessageReader:
         """Whether bytes of the last read may wait for their turn: it gave work enough for one. ``read_into`` goes on
         with them, and is to be called with no new bytes until then."""
         return self._work >= _MAX_WORK_A_TURN
+
+    def drop_held(self) -> None:
+        """Forgets what waits for its turn: nothing that the peer sent is looked at any more."""
+        self._buffered = b""
+        self._work = 0
 
     @property
     def bytes_expected(self) -> int:
