@@ -16,7 +16,7 @@ from collections.abc import Callable
 from krait_ws.config import Config
 from krait_ws.protocol.frames import FIN, TEXT, Message, is_whole, payload_of
 from krait_ws.protocol.messages import Item, Piece
-from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock
+from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock, wake_all
 
 
 def memory_size(item: Item) -> int:
@@ -63,16 +63,21 @@ class InMailbox:
 
         Once it is closed, messages are dropped: their connection is over.
         """
+        waiters = []
         with self._lock:
             if self._closed:
                 return True
             for message in messages:
                 self._queue.append(message)
                 self._bytes += memory_size(message)
-                self._poppers.wake_one_locked()
+                waiter = self._poppers.take_one_locked()
+                if waiter is not None:
+                    waiters.append(waiter)
             if len(self._queue) >= self.limits.max_in_messages or self._bytes >= self.limits.max_in_bytes:
                 self._full = True
-            return not self._full
+        for waiter in waiters:
+            waiter.wake()
+        return not self._full
 
     def pop(self, timeout: float | None = 0) -> Item | None:
         """The next message; ``None`` after ``timeout`` seconds, or once the mailbox is closed and empty.
@@ -87,6 +92,7 @@ class InMailbox:
                     message = self._queue.popleft()
                     self._bytes -= memory_size(message)
                     room = self._full and self._regain_room_locked()
+                    waiters = self._room_waiters.take_all_locked() if room else ()
                     break
                 if self._closed or timeout == 0:
                     return None
@@ -105,6 +111,7 @@ class InMailbox:
             if not woken:
                 timeout = 0  # a last look, for what came at the same moment
         if room:
+            wake_all(waiters)
             self.on_room()
         return message
 
@@ -120,21 +127,22 @@ class InMailbox:
         """Takes nothing more and wakes every wait; what is in it can still be popped. Thread: any."""
         with self._lock:
             self._closed = True
-            self._poppers.wake_all_locked()
-            self._room_waiters.wake_all_locked()
+            waiters = [*self._poppers.take_all_locked(), *self._room_waiters.take_all_locked()]
+        wake_all(waiters)
 
     def _regain_room_locked(self) -> bool:
         if len(self._queue) * 2 > self.limits.max_in_messages or self._bytes * 2 > self.limits.max_in_bytes:
             return False
         self._full = False
-        self._room_waiters.wake_all_locked()
         return True
 
     def _leave(self, waiter: Waiter) -> None:
         """A wait ended by its timeout or an exception. A wake-up that came too late goes to the next in line."""
         with self._lock:
-            if not self._poppers.remove_locked(waiter) and self._queue:
-                self._poppers.wake_one_locked()
+            late = not self._poppers.remove_locked(waiter) and self._queue
+            following = self._poppers.take_one_locked() if late else None
+        if following is not None:
+            following.wake()
 
 
 class OutMailbox:
@@ -204,8 +212,12 @@ class OutMailbox:
             if self._closed:
                 return False
             held = self._held
-            room = held is None and self._has_room_locked(len(frame))
-            wake = self._append_locked(frame) if room else False
+            room = held is None and (not self._queue or self._has_room_locked(len(frame)))
+            if room:
+                self._queue.append(frame)
+                self._bytes += len(frame)
+                wake = not self._signalled
+                self._signalled = True
         if held is not None:
             return self._push_held(held, frame)
         if not room:
@@ -259,12 +271,15 @@ class OutMailbox:
         if not is_complete:
             self.close()
         wake = False
+        waiters: list[Waiter] = []
         with self._lock:
             held, self._held = self._held, None
             if held is not None and is_complete:
-                for frame in held._retire():
+                frames, waiters = held._retire()
+                for frame in frames:
                     wake = self._append_locked(frame) or wake
-            self._streamers.wake_all_locked()
+            waiters += self._streamers.take_all_locked()
+        wake_all(waiters)
         if held is not None:
             self.dropped += held.dropped
             self.blocked += held.blocked
@@ -290,7 +305,9 @@ class OutMailbox:
                     frames.append(self._queue.popleft())
                 self._bytes -= size
                 self._signalled = bool(self._queue)
-            self._pushers.wake_all_locked()
+            waiters = self._pushers.take_all_locked()
+        if waiters:
+            wake_all(waiters)
         return frames
 
     def pop(self) -> Message | None:
@@ -303,10 +320,13 @@ class OutMailbox:
                 if frame[0] >= FIN:
                     break
             self._signalled = bool(self._queue)
-            self._pushers.wake_all_locked()
-            if not self._partial or self._partial[-1][0] < FIN:
-                return None
-            frames, self._partial = self._partial, []
+            waiters = self._pushers.take_all_locked()
+            is_whole_message = bool(self._partial) and self._partial[-1][0] >= FIN
+            if is_whole_message:
+                frames, self._partial = self._partial, []
+        wake_all(waiters)
+        if not is_whole_message:
+            return None
         payload = b"".join(map(payload_of, frames))
         return payload.decode() if frames[0][0] & 0x0F == TEXT else payload
 
@@ -314,20 +334,19 @@ class OutMailbox:
         """Takes nothing more and wakes every blocked push; what is in it can still be taken. Thread: any."""
         with self._lock:
             self._closed = True
-            self._pushers.wake_all_locked()
-            self._streamers.wake_all_locked()
+            waiters = [*self._pushers.take_all_locked(), *self._streamers.take_all_locked()]
             held = self._held
+        wake_all(waiters)
         if held is not None:
             held.close()
 
-    def _retire(self) -> list[bytes]:
-        """Empties and closes; those who wait in it try the mailbox that it was held for."""
+    def _retire(self) -> tuple[list[bytes], list[Waiter]]:
+        """Empties and closes; those who wait in it, to be woken, try the mailbox that it was held for."""
         with self._lock:
             self._closed = True
-            self._pushers.wake_all_locked()
             frames = list(self._queue)
             self._queue.clear()
-            return frames
+            return frames, list(self._pushers.take_all_locked())
 
     def _push_held(self, held: OutMailbox, frame: bytes) -> bool:
         if held.push(frame):

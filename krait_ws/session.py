@@ -15,6 +15,7 @@ import contextvars
 import logging
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent.lock import RLock as GreenletReentrantLock
@@ -27,7 +28,7 @@ from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
 from krait_ws.protocol.messages import Item, Piece
 from krait_ws.streams import MessageStream, next_stream, push_stream
-from krait_ws.waiting import Signal, Waiters, monotonic, new_lock, new_reentrant_lock
+from krait_ws.waiting import Signal, Waiters, monotonic, new_lock, new_reentrant_lock, wake_all
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
@@ -240,9 +241,9 @@ class Session:
         runtime = self._runtime
         assert runtime is not None
         self._transport = transport
-        self.outgoing.on_output = lambda: runtime.call(transport.flush)
+        self.outgoing.on_output = partial(runtime.call, transport.flush)
         if self.arrivals is not None:
-            self.arrivals.on_room = lambda: runtime.call(transport.resume_reading)
+            self.arrivals.on_room = partial(runtime.call, transport.resume_reading)
         if self.close_code is not None:
             transport.close(self.close_code, self.close_reason)
         else:
@@ -307,7 +308,8 @@ class Session:
         """The pong of the last ping has come after ``latency`` seconds. Thread: the loop."""
         self.latency = latency
         with self._lock:
-            self._pong_waiters.wake_all_locked()
+            waiters = self._pong_waiters.take_all_locked()
+        wake_all(waiters)
 
     def _send_ping(self) -> None:
         """On the loop. Without a connection the ping waits for ``attach``."""
@@ -346,8 +348,8 @@ class Session:
             return
         self.outgoing.close()
         with self._lock:
-            self._ping_waiters.wake_all_locked()
-            self._pong_waiters.wake_all_locked()
+            waiters = [*self._ping_waiters.take_all_locked(), *self._pong_waiters.take_all_locked()]
+        wake_all(waiters)
         for mailbox in (self.arrivals, self.incoming):
             if mailbox is not None:
                 mailbox.close()
@@ -451,7 +453,7 @@ class Session:
         return self._stream
 
     def _deliver_on_loop(self, messages: list[Item]) -> None:
-        deliver = self.controller.on_in_message_internal
+        deliver: Callable[[Any], None] = self.controller.on_in_message_internal
         for message in messages:
             if self._ended:
                 return

@@ -8,6 +8,7 @@ loop, greenlets and OS threads meet in them. None of them is ever held while som
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from gevent._hub_local import get_hub_if_exists  # the function has no public home
@@ -37,7 +38,10 @@ class Waiter(Protocol):
         """Waits at most ``timeout`` seconds, without end when ``None``. Returns whether it was woken."""
 
     def wake(self) -> None:
-        """Ends the wait, or the coming wait. Thread: any. At most once."""
+        """Ends the wait, or the coming wait. Thread: any. At most once.
+
+        Called on the network loop, it runs a waiting greenlet at once: no lock may be held.
+        """
 
 
 class _ThreadWaiter:
@@ -82,7 +86,9 @@ class _GreenletWaiter:
 
     def wake(self) -> None:
         self._woken = True
-        if get_hub_if_exists() is self._hub:
+        if getcurrent() is self._hub:
+            self._resume()  # on the loop itself: it runs now, until it waits again
+        elif get_hub_if_exists() is self._hub:
             self._hub.loop.run_callback(self._resume)
         else:
             self._hub.loop.run_callback_threadsafe(self._resume)
@@ -109,7 +115,10 @@ def _new_waiter() -> Waiter:
 
 
 class Waiters:
-    """Those who wait for one condition, first come first woken. Guarded by the owner's lock, but for ``wait``."""
+    """Those who wait for one condition, first come first woken. Guarded by the owner's lock.
+
+    Waking takes two steps: they are taken out under the lock, and woken without it.
+    """
 
     __slots__ = ("_waiters",)
 
@@ -141,14 +150,22 @@ class Waiters:
             other._waiters = [*(other._waiters or ()), *self._waiters]
             self._waiters = None
 
-    def wake_one_locked(self) -> None:
-        if self._waiters:
-            self._waiters.pop(0).wake()
+    def take_one_locked(self) -> Waiter | None:
+        """The next in line, to be woken when the lock is let go."""
+        return self._waiters.pop(0) if self._waiters else None
 
-    def wake_all_locked(self) -> None:
+    def take_all_locked(self) -> list[Waiter] | tuple[()]:
+        """All of them, to be woken when the lock is let go."""
+        if not self._waiters:
+            return ()
         waiters, self._waiters = self._waiters, None
-        for waiter in waiters or ():
-            waiter.wake()
+        return waiters
+
+
+def wake_all(waiters: Iterable[Waiter]) -> None:
+    """Wakes those that were taken out; no lock may be held."""
+    for waiter in waiters:
+        waiter.wake()
 
 
 class Signal:
@@ -170,8 +187,9 @@ class Signal:
             if self._set:
                 return False
             self._set = True
-            self._waiters.wake_all_locked()
-            return True
+            waiters = self._waiters.take_all_locked()
+        wake_all(waiters)
+        return True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits at most ``timeout`` seconds, without end when ``None``. Returns whether the flag is set."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -50,9 +49,11 @@ class Loop:
         self.buffer_view = memoryview(self.buffer)
         self.now = monotonic()  # when the sockets being served became ready; owned by the loop
         self._lock = new_lock()
-        self._calls: deque[Callable[[], None]] = deque()  # guarded by _lock
+        self._calls: list[Callable[[], None]] = []  # of other threads; guarded by _lock
         self._woken = False  # guarded by _lock: a run of the calls is on its way
         self._closed = False  # guarded by _lock
+        self._soon: list[Callable[[], None]] = []  # of the loop's own thread, which needs no lock; owned by the loop
+        self._scheduled = False  # owned by the loop: a run of these is on its way
         self._timers: list[tuple[float, int, Timer]] = []  # a heap; owned by the loop
         self._timer_number = itertools.count()
         self._timer: Any = None  # of the hub, for the first of them
@@ -64,22 +65,23 @@ class Loop:
         self.forget = self._poller.forget
 
     def call(self, function: Callable[[], None]) -> None:
-        """Runs ``function`` on the loop soon, in the order of the calls. Thread: any; never waits.
+        """Runs ``function`` on the loop soon, in the order of the calls from one thread. Thread: any; never waits.
 
         After ``close`` it does nothing.
         """
+        if get_hub_if_exists() is self.hub:
+            self._soon.append(function)
+            if not self._scheduled and not self._closed:
+                self._scheduled = True
+                self.hub.loop.run_callback(self._run_soon)
+            return
         with self._lock:
             if self._closed:
                 return
             self._calls.append(function)
-            wake = not self._woken
-            self._woken = True
-            if not wake:
-                return
-            # Under the lock, so that close() cannot take the watcher away between the decision and the wake-up.
-            if get_hub_if_exists() is self.hub:
-                self.hub.loop.run_callback(self._run_calls)
-            else:
+            if not self._woken:
+                self._woken = True
+                # Under the lock, so that close() cannot take the watcher away between the decision and the wake-up.
                 self._async.send()
 
     def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
@@ -95,6 +97,7 @@ class Loop:
         with self._lock:
             self._closed = True
             self._calls.clear()
+            self._soon.clear()
         self._async.stop()
         self._async.close()
         self._stop_timer()
@@ -102,9 +105,9 @@ class Loop:
         self._poller.close()
 
     def _serve(self, batch: list[tuple[Ready, int]]) -> None:
-        """Serves the ready sockets, then at once what their messages set off."""
-        with self._lock:
-            self._woken = True  # calls made meanwhile are run below
+        """Serves the ready sockets, then at once what their messages set off: all are read before the first answer is
+        written, so that peers wake to find their answers together."""
+        self._scheduled = True  # calls made meanwhile are run below
         self.now = monotonic()
         for owner, events in batch:
             try:
@@ -112,14 +115,22 @@ class Loop:
             except Exception:
                 logger.exception("a connection failed; it is an error of krait-ws")
                 owner.abort()
-        self._run_calls()
+        self._run_soon()
+
+    def _run_soon(self) -> None:
+        """Runs the loop's own calls; those that come meanwhile have the next turn, after the sockets."""
+        calls, self._soon = self._soon, []
+        self._scheduled = False
+        self._run(calls)
 
     def _run_calls(self) -> None:
-        """Runs the calls that are there now; those that come meanwhile have the next turn, after the sockets."""
+        """Runs the calls of other threads; those that come meanwhile have the next turn, after the sockets."""
         with self._lock:
-            calls = self._calls
-            self._calls = deque()
+            calls, self._calls = self._calls, []
             self._woken = False
+        self._run(calls)
+
+    def _run(self, calls: list[Callable[[], None]]) -> None:
         for function in calls:
             try:
                 function()
