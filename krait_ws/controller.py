@@ -15,6 +15,8 @@ from krait_ws.session import Overrides, Session
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
 
+_BYTES_LIKE = (bytes, bytearray, memoryview)
+
 
 class WebsocketsCtrlBase:
     """One instance serves one accepted connection.
@@ -146,7 +148,7 @@ class WebsocketsCtrlBase:
         """
         if isinstance(message, str):
             return self._krait.outgoing.push(encode_text(message))
-        if isinstance(message, bytes | bytearray | memoryview):
+        if isinstance(message, _BYTES_LIKE):
             return self._krait.outgoing.push(encode_binary(message))
         if isinstance(message, Iterator):
             return self._krait.push_stream(message)

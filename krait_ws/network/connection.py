@@ -38,6 +38,9 @@ FLUSH_BUDGET = 4 * SEND_SIZE
 _COPY_BELOW = 4 * 1024  # bytes; a short read is sliced faster as bytes than as a view of the buffer
 
 
+_OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State.OPEN, State.CLOSE_SENT, State.FAILED, State.CLOSED
+
+
 class Connection:
     """See the module.
 
@@ -114,14 +117,12 @@ class Connection:
         budget = FLUSH_BUDGET
         while self._sock is not None and self._unsent is None:
             chunk = self._next_chunk()
-            if not chunk:
+            if chunk:
+                self._send(chunk)
+            if not chunk or not self._has_more():
                 self._all_sent()
                 return
-            self._send(chunk)
             budget -= len(chunk) if self._deflate is None else SEND_SIZE  # compressing costs more than sending
-            if not self._has_more():
-                self._all_sent()
-                return
             if budget <= 0:
                 self._loop.call(self.flush)
                 return
@@ -147,7 +148,7 @@ class Connection:
     @property
     def is_listening(self) -> bool:
         """Whether silence of the peer says something."""
-        return self._reading and self._closing is None and self._protocol.state is State.OPEN
+        return self._reading and self._closing is None and self._protocol.state is _OPEN
 
     def lose(self) -> None:
         """The peer has not answered a ping in time."""
@@ -169,10 +170,12 @@ class Connection:
         if sock is None:
             return
         loop = self._loop
-        if self._protocol.is_holding:
+        protocol = self._protocol
+        if protocol.is_holding:
             self._receive(b"")  # what was read before comes first
             return
-        size = min(BUFFER_SIZE, max(READ_SIZE, self._protocol.bytes_expected))
+        expected = protocol.bytes_expected
+        size = READ_SIZE if expected <= READ_SIZE else min(BUFFER_SIZE, expected)
         try:
             received = sock.recv_into(loop.buffer, size)
         except (BlockingIOError, InterruptedError):
@@ -197,13 +200,14 @@ class Connection:
             self._pause_reading()
         elif protocol.is_holding:
             self._loop.call(self._receive_held)
-        if protocol.state is State.OPEN or protocol.state is State.CLOSE_SENT:
+        state = protocol.state
+        if state is _OPEN or state is _CLOSE_SENT:
             if protocol.owes:
                 self.flush()
             return
         assert protocol.close_code is not None
         self._session.end(protocol.close_code, protocol.close_reason)
-        if protocol.state is State.FAILED:
+        if protocol.state is _FAILED:
             self.close(protocol.close_code, protocol.close_reason)  # behind what is queued already
         else:
             self._start_timer()
@@ -224,7 +228,7 @@ class Connection:
     def _next_chunk(self) -> bytes:
         protocol = self._protocol
         control = protocol.take_control_frames() if protocol.owes else b""
-        if not protocol.may_send:
+        if protocol.state is not _OPEN and not protocol.may_send:
             return control
         frames = self._session.outgoing.take(SEND_SIZE) if self._deflate is None else self._take_compressed()
         if frames:
@@ -248,9 +252,7 @@ class Connection:
         return [self._deflate.deflate(frame) for frame in frames]
 
     def _has_more(self) -> bool:
-        return (
-            self._closing is not None or self._protocol.owes or len(self._session.outgoing) > 0 or len(self._parts) > 0
-        )
+        return bool(self._session.outgoing) or self._closing is not None or self._protocol.owes or bool(self._parts)
 
     def _send(self, chunk: bytes | memoryview) -> None:
         sock = self._sock
@@ -264,19 +266,20 @@ class Connection:
             self._gone()
             return
         was_stuck = self._unsent is not None
-        if sent == len(chunk):
-            self._unsent = self.stuck_since = None
-        else:
+        is_stuck = sent < len(chunk)
+        if is_stuck:
             self._unsent = memoryview(chunk)[sent:]
             if sent or not was_stuck:
                 self.stuck_since = monotonic()
-        if was_stuck != (self._unsent is not None):
+        elif was_stuck:
+            self._unsent = self.stuck_since = None
+        if was_stuck != is_stuck:
             self._watch()
 
     def _all_sent(self) -> None:
         if self._sock is None or self._unsent is not None:
             return
-        if self._protocol.state is State.CLOSED:
+        if self._protocol.state is _CLOSED:
             self._end_stream()
         elif not self._reading and self._session.may_receive():
             self.resume_reading()

@@ -47,10 +47,10 @@ class ProtocolState(MessageReader):
 
     ``close_code`` and ``close_reason`` tell what ended the connection: the close frame that came or went first, the
     code of the peer's fault, 1005 for a close frame without a code, 1006 for an end without a close frame
-    (section 7.1.5). ``None`` and ``""`` while it is open.
+    (section 7.1.5). ``None`` and ``""`` while it is open. ``owes`` tells that ``take_control_frames`` has something.
     """
 
-    __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "ping_payload", "state")
+    __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "owes", "ping_payload", "state")
 
     def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
         super().__init__(max_message_size, deflate, streams=streams)
@@ -60,6 +60,7 @@ class ProtocolState(MessageReader):
         self.ping_payload: bytes | None = None  # of the ping that waits for its pong
         self._owed: list[bytes] | None = None  # pings, and the frames that answer pings
         self._close_frame = b""
+        self.owes = False
 
     def receive(self, data: Data) -> list[Item]:
         """The messages that end in ``data``, in order. Never raises for what the peer sent.
@@ -101,11 +102,11 @@ class ProtocolState(MessageReader):
             ValueError: The code may not be sent or the reason is too long.
         """
         if self.state is State.OPEN:
-            self._close_frame = encode_close(code, reason)
+            self._owe_close(encode_close(code, reason))
             self._set_close(code, reason)
             self.state = State.CLOSE_SENT
         elif self.state is State.FAILED:
-            self._close_frame = encode_close(code, reason)
+            self._owe_close(encode_close(code, reason))
             self.state = State.CLOSED
 
     @property
@@ -128,17 +129,14 @@ class ProtocolState(MessageReader):
             self.ping_payload = payload
             self._owe(encode_control(PING, payload))
 
-    @property
-    def owes(self) -> bool:
-        """Whether ``take_control_frames`` would give anything."""
-        return bool(self._owed or self._close_frame)
-
     def take_control_frames(self) -> bytes:
         """The control frames to send now. No data may be sent after a close frame."""
         owed = self._owed or ()
         self._owed = None
+        self.owes = False
         frames = b"".join((*owed, self._close_frame))
         self._close_frame = b""
+        self.owes = False
         return frames
 
     def _owe_pong(self, payload: bytes) -> None:
@@ -151,13 +149,18 @@ class ProtocolState(MessageReader):
         elif len(self._owed) == _MAX_OWED:
             del self._owed[0]  # a peer that does not read is owed the most recent answers only (section 5.5.3)
         self._owed.append(frame)
+        self.owes = True
 
     def _receive_close(self, payload: bytes) -> None:
         code, reason = decode_close(payload)
         if self.state is State.OPEN:
             self._set_close(code, reason)
-            self._close_frame = encode_control(CLOSE, payload[:2])  # the echo carries the code (section 5.5.1)
+            self._owe_close(encode_control(CLOSE, payload[:2]))  # the echo carries the code (section 5.5.1)
         self.state = State.CLOSED
+
+    def _owe_close(self, frame: bytes) -> None:
+        self._close_frame = frame
+        self.owes = True
 
     def _set_close(self, code: int, reason: str) -> None:
         self.close_code = code

@@ -66,6 +66,11 @@ class MessageReader:
             one fails with 1009 as soon as a head announces it.
         streams: Gives each message in pieces, as they arrive; ``max_message_size`` is of no account then, but what is
             compressed is limited by ``max_inflated_size`` all the same.
+
+    Attributes:
+        bytes_expected: Payload bytes of the current data frame that are still to come: a hint for how much to read.
+        is_holding: Bytes of the last read wait for their turn, because it gave work enough for one. ``read_into`` is to
+            be called without new bytes until they are through.
     """
 
     __slots__ = (
@@ -76,7 +81,6 @@ class MessageReader:
         "_deflate",
         "_fin",
         "_inflated",
-        "_left",
         "_mask",
         "_opcode",
         "_payload",
@@ -84,6 +88,8 @@ class MessageReader:
         "_size",
         "_streams",
         "_work",
+        "bytes_expected",
+        "is_holding",
         "max_message_size",
     )
 
@@ -101,25 +107,15 @@ class MessageReader:
         self._size = 0  # payload bytes that the frames of that message have announced
         self._payload: bytearray | None = None  # what has arrived of it
         self._decoder: codecs.IncrementalDecoder | None = None  # checks a text as it arrives
-        self._left = 0  # payload bytes of the current data frame that are still to come
+        self.bytes_expected = 0
+        self.is_holding = False
         self._mask = b""  # its masking key, turned to the next byte
         self._fin = False
-
-    @property
-    def is_holding(self) -> bool:
-        """Whether bytes of the last read may wait for their turn: it gave work enough for one. ``read_into`` goes on
-        with them, and is to be called with no new bytes until then."""
-        return self._work >= _MAX_WORK_A_TURN
 
     def drop_held(self) -> None:
         """Forgets what waits for its turn: nothing that the peer sent is looked at any more."""
         self._buffered = b""
-        self._work = 0
-
-    @property
-    def bytes_expected(self) -> int:
-        """Payload bytes of the current frame still to come: a hint for how much to read at once."""
-        return self._left
+        self.is_holding = False
 
     def on_control(self, opcode: int, payload: bytes) -> bool:
         """Called by: ``read_into`` for each control frame. Returns whether to go on reading."""
@@ -132,17 +128,19 @@ class MessageReader:
             ProtocolError: The peer broke the protocol. What ended before that is in ``messages``.
         """
         self._work = 0
+        self.is_holding = False
         if self._buffered:
             data = self._buffered + bytes(data)
             self._buffered = b""
         position = 0
         end = len(data)
-        if self._left and end:
+        if self.bytes_expected and end:
             position = self._read_payload(messages, data, 0, end)
         short = self._short
         while position < end:
             if self._work >= _MAX_WORK_A_TURN:
                 self._wait_for_more(data, position, end)
+                self.is_holding = True
                 return
             if end - position > 5:
                 first = data[position]
@@ -188,7 +186,7 @@ class MessageReader:
         if end - start < 4:
             return self._wait_for_more(data, position, end)
         self._size += size
-        self._left = size
+        self.bytes_expected = size
         self._mask = bytes(data[start : start + 4])
         self._fin = data[position] >= FIN
         if opcode != CONTINUATION:
@@ -226,11 +224,11 @@ class MessageReader:
 
     def _read_payload(self, messages: list[Item], data: Data, position: int, end: int) -> int:
         """Takes what has arrived of the current data frame; ends the message with the last byte of its last frame."""
-        stop = min(position + self._left, end)
+        stop = min(position + self.bytes_expected, end)
         chunk = apply_mask(memoryview(data)[position:stop], self._mask)
         taken = stop - position
-        self._left -= taken
-        ends = self._fin and not self._left
+        self.bytes_expected -= taken
+        ends = self._fin and not self.bytes_expected
         if self._compressed and self._deflate is not None:
             is_first = self._payload is None and not self._begun
             chunk = self._deflate.inflate(chunk, self._inflated, is_first=is_first, is_last=ends)
@@ -244,7 +242,7 @@ class MessageReader:
             self._collect(messages, chunk, ends)
         if ends:
             self._end_message()
-        elif self._left:
+        elif self.bytes_expected:
             turn = taken & 3
             self._mask = self._mask[turn:] + self._mask[:turn]
         return stop
