@@ -34,14 +34,27 @@ def no_one() -> None:
 class InMailbox:
     """Messages that arrived and were not popped yet, in order.
 
-    ``on_room`` is called once, outside the lock, when a full mailbox has fallen to half of its limits.
+    ``on_room`` is called once, outside the lock, when a full mailbox has fallen to half of its limits; ``on_drained``
+    whenever a pop finds it empty and waits.
     """
 
-    __slots__ = ("_bytes", "_closed", "_full", "_lock", "_poppers", "_queue", "_room_waiters", "limits", "on_room")
+    __slots__ = (
+        "_bytes",
+        "_closed",
+        "_full",
+        "_lock",
+        "_poppers",
+        "_queue",
+        "_room_waiters",
+        "limits",
+        "on_drained",
+        "on_room",
+    )
 
     def __init__(self, limits: Config) -> None:
         self.limits = limits
         self.on_room: Callable[[], None] = no_one
+        self.on_drained: Callable[[], None] = no_one
         self._lock = new_lock()
         self._queue: deque[Item] = deque()  # guarded by _lock, as is all below
         self._bytes = 0
@@ -52,6 +65,12 @@ class InMailbox:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether it is empty and somebody waits for more, so that what came before has been dealt with."""
+        with self._lock:
+            return not self._queue and bool(self._poppers)
 
     @property
     def is_full(self) -> bool:
@@ -100,6 +119,7 @@ class InMailbox:
                 if self._closed or timeout == 0:
                     return None
                 waiter = self._poppers.add_locked()
+            self.on_drained()
             if timeout is None:
                 remaining = None
             else:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krait_ws.session")
 
+_LAST_ANSWERS = 0.1
+"""Seconds that a handler has to answer what came before a fault of its peer."""
+
 
 class Hooks(Protocol):
     """What a session calls on its controller."""
@@ -69,10 +72,10 @@ class Runtime(Protocol):
 
     hub: Any
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], Any]) -> None:
         """Runs ``function`` on the loop soon. Thread: any."""
 
-    def call_later(self, seconds: float, function: Callable[[], None]) -> Any:
+    def call_later(self, seconds: float, function: Callable[[], Any]) -> Any:
         """Runs ``function`` on the loop after ``seconds``. Thread: the loop."""
 
 
@@ -321,6 +324,21 @@ class Session:
         self._transport.send_ping()
 
     # ---- end
+
+    def fail(self, code: int, reason: str) -> None:
+        """The peer broke the protocol: ends the session when the handler has answered what came before that, or after
+        ``_LAST_ANSWERS`` at most. Nothing more of the peer is read meanwhile. Thread: the loop.
+        """
+        if self.arrivals is None or not self.is_running or self._ended:
+            self.end(code, reason)
+            return
+        runtime = self._runtime
+        assert runtime is not None
+        end = partial(self.end, code, reason)
+        runtime.call_later(_LAST_ANSWERS, end)
+        self.arrivals.on_drained = partial(runtime.call, end)
+        if self.arrivals.is_drained:
+            end()
 
     def end(self, code: int, reason: str = "") -> bool:
         """Ends the session: the only close path. Returns ``False`` when it has been ended before."""

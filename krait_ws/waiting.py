@@ -125,6 +125,9 @@ class Waiters:
     def __init__(self) -> None:
         self._waiters: list[Waiter] | None = None
 
+    def __bool__(self) -> bool:
+        return bool(self._waiters)
+
     def add_locked(self) -> Waiter:
         """Enters the caller; it must let go of the lock and call ``Waiter.wait``.
 

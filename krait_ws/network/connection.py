@@ -193,6 +193,7 @@ class Connection:
     def _receive(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
         ping = protocol.ping_payload
+        before = protocol.state
         messages = protocol.receive(data)
         if ping is not None and protocol.ping_payload is None:
             self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
@@ -205,12 +206,14 @@ class Connection:
             if protocol.owes:
                 self.flush()
             return
+        if state is before:
+            return
         assert protocol.close_code is not None
-        self._session.end(protocol.close_code, protocol.close_reason)
-        if protocol.state is _FAILED:
-            self.close(protocol.close_code, protocol.close_reason)  # behind what is queued already
+        self._start_timer()
+        if state is _FAILED:
+            self._session.fail(protocol.close_code, protocol.close_reason)  # it will call close
         else:
-            self._start_timer()
+            self._session.end(protocol.close_code, protocol.close_reason)
             self.flush()
 
     def _receive_held(self) -> None:

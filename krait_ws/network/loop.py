@@ -28,9 +28,9 @@ class Timer:
 
     __slots__ = ("due", "function")
 
-    def __init__(self, due: float, function: Callable[[], None]) -> None:
+    def __init__(self, due: float, function: Callable[[], Any]) -> None:
         self.due = due
-        self.function: Callable[[], None] | None = function
+        self.function: Callable[[], Any] | None = function
 
     def cancel(self) -> None:
         self.function = None
@@ -49,10 +49,10 @@ class Loop:
         self.buffer_view = memoryview(self.buffer)
         self.now = monotonic()  # when the sockets being served became ready; owned by the loop
         self._lock = new_lock()
-        self._calls: list[Callable[[], None]] = []  # of other threads; guarded by _lock
+        self._calls: list[Callable[[], Any]] = []  # of other threads; guarded by _lock
         self._woken = False  # guarded by _lock: a run of the calls is on its way
         self._closed = False  # guarded by _lock
-        self._soon: list[Callable[[], None]] = []  # of the loop's own thread, which needs no lock; owned by the loop
+        self._soon: list[Callable[[], Any]] = []  # of the loop's own thread, which needs no lock; owned by the loop
         self._scheduled = False  # owned by the loop: a run of these is on its way
         self._timers: list[tuple[float, int, Timer]] = []  # a heap; owned by the loop
         self._timer_number = itertools.count()
@@ -64,7 +64,7 @@ class Loop:
         self.watch = self._poller.watch
         self.forget = self._poller.forget
 
-    def call(self, function: Callable[[], None]) -> None:
+    def call(self, function: Callable[[], Any]) -> None:
         """Runs ``function`` on the loop soon, in the order of the calls from one thread. Thread: any; never waits.
 
         After ``close`` it does nothing.
@@ -84,7 +84,7 @@ class Loop:
                 # Under the lock, so that close() cannot take the watcher away between the decision and the wake-up.
                 self._async.send()
 
-    def call_later(self, seconds: float, function: Callable[[], None]) -> Timer:
+    def call_later(self, seconds: float, function: Callable[[], Any]) -> Timer:
         """Runs ``function`` after ``seconds``. Thread: the loop's."""
         timer = Timer(monotonic() + seconds, function)
         heapq.heappush(self._timers, (timer.due, next(self._timer_number), timer))
@@ -130,7 +130,7 @@ class Loop:
             self._woken = False
         self._run(calls)
 
-    def _run(self, calls: list[Callable[[], None]]) -> None:
+    def _run(self, calls: list[Callable[[], Any]]) -> None:
         for function in calls:
             try:
                 function()
