@@ -119,7 +119,7 @@ def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Bo
     Thread: any.
     """
     if kind == "greenlet":
-        return GreenletHandler(body, context, on_done, hub or get_hub())
+        return GreenletHandler(body, context, on_done, get_hub() if hub is None else hub)  # an unused hub is false
     return ThreadHandler(body, context, on_done, name)
 
 

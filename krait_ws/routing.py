@@ -99,7 +99,7 @@ class Router:
 
     def routes(self) -> list[Route]:
         """Every URL pattern of the site, sorted."""
-        return sorted(self._walk(self.root, "/"), key=lambda route: route.url)
+        return sorted(self._walk(self.root, "/", (self.root,)), key=lambda route: route.url)
 
     def _match(self, folder: Path, segments: list[str], params: dict[str, str], *, ends_in_slash: bool) -> Match | None:
         name, rest = segments[0], segments[1:]
@@ -167,14 +167,15 @@ class Router:
             if resolved and (resolved.is_dir() if folders else entry.suffix in (".py", ".html") and resolved.is_file()):
                 yield resolved, found[1]
 
-    def _walk(self, folder: Path, url: str) -> Iterator[Route]:
+    def _walk(self, folder: Path, url: str, above: tuple[Path, ...]) -> Iterator[Route]:
         for entry in sorted(folder.iterdir()):
             if is_private(entry.name) or not (resolved := self._inside(entry)):
                 continue
             if resolved.is_dir():
-                if resolved in (folder, *folder.parents):
-                    continue  # a link to a folder above
-                yield from self._walk(entry, f"{url}{entry.name}/")
+                if resolved not in above:  # else it is a link to a folder above
+                    yield from self._walk(entry, f"{url}{entry.name}/", (*above, resolved))
+            elif not resolved.is_file():
+                continue  # a pipe or a device
             elif entry.stem == "index" and entry.suffix in (".py", ".html"):
                 yield Route(url, resolved)
             else:

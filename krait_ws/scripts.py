@@ -13,8 +13,10 @@ import ast
 import contextvars
 import importlib
 import os
+import re
 import sys
 import threading
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -52,7 +54,7 @@ class Script:
         tree = ast.parse(file.read_bytes(), str(file))
         self.file = file
         self.hooks = _HOOKS & _bound_names(tree)
-        self._code: CodeType = compile(tree, str(file), "exec")
+        self._code: CodeType = compile(tree, str(file), "exec", dont_inherit=True)
         self._module_name = module_name
         self._module: ModuleType | None = None  # guarded by _load_lock
         self._load_lock = threading.Lock()
@@ -79,6 +81,8 @@ class Script:
         return answer
 
     def _execute(self, upgrade: WebsocketsRequest | None) -> Answer:
+        # dataclasses and typing look a class's module up by its name, so there must be one.
+        sys.modules.setdefault(self._module_name, self._new_module())
         exec(self._code, {"__name__": self._module_name, "__file__": str(self.file)})
         answer = context.websockets_response.get() or context.http_response.get()
         if answer is not None:
@@ -106,13 +110,17 @@ class Script:
             f"not {answer!r}"
         )
 
+    def _new_module(self) -> ModuleType:
+        module = ModuleType(self._module_name)
+        module.__file__ = str(self.file)
+        return module
+
     def _loaded(self) -> ModuleType:
         # The lock is held while the file's top level runs, as Python's own import lock is: two requests at the same
         # moment must get the same module state.
         with self._load_lock:
             if self._module is None:
-                module = ModuleType(self._module_name)
-                module.__file__ = str(self.file)
+                module = self._new_module()
                 sys.modules[self._module_name] = module  # dataclasses, pickle and typing look a module up by its name
                 try:
                     # A context of its own: nothing of this request may stay in the module.
@@ -168,8 +176,9 @@ class Scripts:
             sys.dont_write_bytecode = False
 
     def _module_name(self, file: Path) -> str:
-        inside = file.relative_to(self._root).with_suffix("")
-        return "krait_site." + ".".join(inside.parts)
+        """A name that no import statement can mean, and no two files share."""
+        inside = file.relative_to(self._root).as_posix()
+        return f"krait_route_{zlib.crc32(inside.encode()):08x}_{re.sub(r'[^0-9A-Za-z_]', '_', inside[:-3])}"
 
     def _take_snapshot(self) -> dict[str, tuple[int, int]]:
         """Time and size of every Python file of the site; empty when nothing is ever reloaded."""
@@ -186,8 +195,9 @@ class Scripts:
     def _forget_locked(self) -> None:
         """Everything of the site is loaded anew at its next use: a module may hold what another one gave it."""
         for name, module in list(sys.modules.items()):
-            file = getattr(module, "__file__", None)
-            if isinstance(file, str) and self._root in Path(file).parents:
+            # A package without an __init__.py has no file, only a path.
+            places = (getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ()))
+            if any(isinstance(place, str) and self._root in Path(place).parents for place in places):
                 sys.modules.pop(name, None)
         importlib.invalidate_caches()
         self._scripts.clear()

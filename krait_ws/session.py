@@ -368,9 +368,10 @@ class Session:
         with self._lock:
             waiters = [*self._ping_waiters.take_all_locked(), *self._pong_waiters.take_all_locked()]
         wake_all(waiters)
-        for mailbox in (self.arrivals, self.incoming):
-            if mailbox is not None:
-                mailbox.close()
+        if self.arrivals is not None:
+            self.arrivals.close()
+        if self.incoming is not None and not self._delivers_apart:
+            self.incoming.close()
         if not self._handlers:
             self.end(NORMAL)  # nothing runs that could end it by returning
 
@@ -394,9 +395,9 @@ class Session:
             RuntimeError: The caller is one of them.
         """
         deadline = None if timeout is None else monotonic() + timeout
+        if any(handler.is_current() for handler in self._handlers):
+            raise RuntimeError("a handler cannot wait for its own end: return from it instead")
         for handler in self._handlers:
-            if handler.is_current():
-                raise RuntimeError("a handler cannot wait for its own end: return from it instead")
             if not handler.done.wait(None if deadline is None else max(0.0, deadline - monotonic())):
                 return False
         return True
@@ -449,6 +450,13 @@ class Session:
             self.end(NORMAL)
 
     def _deliver(self) -> None:
+        try:
+            self._deliver_arrivals()
+        finally:
+            if self.incoming is not None:
+                self.incoming.close()  # not before: the hook may have queued what had arrived before the end
+
+    def _deliver_arrivals(self) -> None:
         assert self.arrivals is not None
         while (message := self._next(self.arrivals, None)) is not None:
             if not self._call_hook(self.controller.on_in_message_internal, message):
@@ -521,7 +529,14 @@ class Session:
         if self.is_running:
             self._stop_timer = self._runtime.call_later(self.config.stop_timeout, self._abandon_handlers)
 
+    @property
+    def _delivers_apart(self) -> bool:
+        """Whether a handler takes what arrived and may put it into the queue."""
+        return self._overrides.delivers and self._started and self.config.runs_on != "loop"
+
     def _abandon_handlers(self) -> None:
+        if self.incoming is not None:
+            self.incoming.close()  # a hook that is stuck must not hold up a handler that waits for it
         for handler in self._all_handlers():
             if not handler.done.is_set():
                 logger.error(

@@ -11,24 +11,16 @@ import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from gevent._hub_local import get_hub_if_exists  # the function has no public home
+from gevent._hub_local import get_hub_if_exists as get_hub_if_exists  # the function has no public home
 from gevent.monkey import get_original
 from greenlet import getcurrent
-
-__all__ = [
-    "Signal",
-    "Waiter",
-    "Waiters",
-    "get_hub_if_exists",
-    "may_wait",
-    "monotonic",
-    "new_lock",
-    "new_reentrant_lock",
-]
 
 new_lock = get_original("_thread", "allocate_lock")
 new_reentrant_lock = get_original("_thread", "RLock")
 monotonic = time.monotonic
+
+_LONGEST = 1e8
+"""Seconds, three years: the system's calls refuse much larger numbers."""
 
 
 class Waiter(Protocol):
@@ -44,6 +36,10 @@ class Waiter(Protocol):
         """
 
 
+def _bounded(timeout: float) -> float:
+    return min(max(0.0, timeout), _LONGEST)
+
+
 class _ThreadWaiter:
     __slots__ = ("_lock",)
 
@@ -52,7 +48,7 @@ class _ThreadWaiter:
         self._lock.acquire()
 
     def wait(self, timeout: float | None) -> bool:
-        return bool(self._lock.acquire(True, -1 if timeout is None else max(0.0, timeout)))
+        return bool(self._lock.acquire(True, -1 if timeout is None else _bounded(timeout)))
 
     def wake(self) -> None:
         self._lock.release()
@@ -73,8 +69,8 @@ class _GreenletWaiter:
             self._greenlet = None
             return True
         timer = None
-        if timeout is not None:
-            timer = self._hub.loop.timer(max(0.0, timeout))
+        if timeout is not None or not is_served(self._hub):
+            timer = self._hub.loop.timer(_LONGEST if timeout is None else _bounded(timeout))
             timer.start(self._resume)
         try:
             self._hub.switch()
@@ -97,6 +93,17 @@ class _GreenletWaiter:
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.switch()
+
+
+def serve(hub: Any, *, is_served: bool) -> None:
+    """Notes whether a network loop lives on ``hub``. Such a hub always has something to wait for; another one gives up
+    when all its greenlets wait for other threads, and needs a timer to go on."""
+    hub.krait_serves = is_served
+
+
+def is_served(hub: Any) -> bool:
+    """What ``serve`` noted."""
+    return getattr(hub, "krait_serves", False)
 
 
 def may_wait() -> bool:

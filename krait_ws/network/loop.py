@@ -15,7 +15,7 @@ from typing import Any
 from gevent.hub import get_hub
 
 from krait_ws.network.poller import Ready, new_poller
-from krait_ws.waiting import get_hub_if_exists, monotonic, new_lock
+from krait_ws.waiting import get_hub_if_exists, monotonic, new_lock, serve
 
 logger = logging.getLogger("krait_ws.network")
 
@@ -45,6 +45,7 @@ class Loop:
 
     def __init__(self, poller: str = "auto") -> None:
         self.hub: Any = get_hub()
+        serve(self.hub, is_served=True)
         self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
         self.buffer_view = memoryview(self.buffer)
         self.now = monotonic()  # when the sockets being served became ready; owned by the loop
@@ -98,6 +99,7 @@ class Loop:
             self._closed = True
             self._calls.clear()
             self._soon.clear()
+        serve(self.hub, is_served=False)
         self._async.stop()
         self._async.close()
         self._stop_timer()
