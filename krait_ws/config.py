@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -156,12 +157,19 @@ class Config:
         }
         if not overrides:
             return self
-        try:
-            return dataclasses.replace(self, **overrides)
-        except ConfigError as error:
-            raise ConfigError(f"{controller_class.__qualname__}: {error}") from None
+        base, values, config = _of_class.get(controller_class, (None, None, self))
+        if base is not self or values != overrides:
+            try:
+                config = dataclasses.replace(self, **overrides)
+            except ConfigError as error:
+                raise ConfigError(f"{controller_class.__qualname__}: {error}") from None
+            _of_class[controller_class] = (self, overrides, config)
+        return config
 
 
+# What ``for_controller`` made last for a class: all connections of a class share one object, checked once. Single steps
+# of a dict are atomic, and at worst two threads make the same.
+_of_class: weakref.WeakKeyDictionary[type, tuple[Config, dict[str, Any], Config]] = weakref.WeakKeyDictionary()
 _PER_CONTROLLER = tuple(option.name for option in dataclasses.fields(Config) if option.metadata["per_controller"])
 
 

@@ -18,7 +18,7 @@ import struct
 from contextlib import suppress
 
 from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
-from krait_ws.network.poller import READ, WRITE
+from krait_ws.network.poller import HANGUP, READ, WRITE
 from krait_ws.protocol.connection import ProtocolState, State
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL
@@ -58,6 +58,7 @@ class Connection:
         "_deflate",
         "_descriptor",
         "_ending",
+        "_hung_up",
         "_loop",
         "_parts",
         "_protocol",
@@ -83,6 +84,7 @@ class Connection:
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True
+        self._hung_up = False
         self._unsent: memoryview | None = None  # the rest of a chunk that the socket did not take
         self._timer: Timer | None = None
         self.heard_at = monotonic()
@@ -97,7 +99,9 @@ class Connection:
 
     def on_ready(self, events: int) -> None:
         """The socket is ready."""
-        if events & READ:
+        if events == HANGUP:
+            self._hang_up()
+        elif events & READ:
             if self._reading:
                 self._read()
             else:
@@ -131,6 +135,8 @@ class Connection:
         """There is room for messages again."""
         if self._sock is not None and not self._reading:
             self._reading = True
+            if self._hung_up and self._unsent is None:
+                self.stuck_since = None
             self._watch()
             self._receive_held()
 
@@ -172,8 +178,7 @@ class Connection:
         loop = self._loop
         protocol = self._protocol
         if protocol.is_holding:
-            self._receive(b"")  # what was read before comes first
-            return
+            return  # what was read before comes first, and its turn is on its way
         expected = protocol.bytes_expected
         size = READ_SIZE if expected <= READ_SIZE else min(BUFFER_SIZE, expected)
         try:
@@ -220,6 +225,14 @@ class Connection:
         """The next turn of a read that held more than one turn's worth."""
         if self._sock is not None and self._reading and self._protocol.is_holding:
             self._receive(b"")
+
+    def _hang_up(self) -> None:
+        """The peer has gone while reading is paused. What it sent last may still be wanted, so the session gets as long
+        to take it as a silent peer gets to speak; then the connection is lost."""
+        self._hung_up = True
+        if self.stuck_since is None:
+            self.stuck_since = monotonic()
+        self._watch()
 
     def _pause_reading(self) -> None:
         if self._sock is not None and self._closing is None:
@@ -316,5 +329,7 @@ class Connection:
             self._timer = self._loop.call_later(self._session.config.close_timeout, self._gone)
 
     def _watch(self) -> None:
-        events = (READ if self._reading else 0) | (WRITE if self._unsent is not None else 0)
+        events = (READ if self._reading else 0 if self._hung_up else HANGUP) | (
+            WRITE if self._unsent is not None else 0
+        )
         self._loop.watch(self._descriptor, self, events)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
-READ, WRITE = 1, 2
+READ, WRITE, HANGUP = 1, 2, 4
 _MAX_BATCH = 256
 
 
@@ -19,7 +19,8 @@ class Ready(Protocol):
     """A watched socket's owner."""
 
     def on_ready(self, events: int) -> None:
-        """``events`` has READ, WRITE or both. Errors and hang-ups report as both."""
+        """``events`` has READ, WRITE or both, or is HANGUP alone: the peer will send nothing more. Errors report as
+        both READ and WRITE."""
 
     def abort(self) -> None:
         """It failed: let go of the socket at once."""
@@ -32,7 +33,8 @@ class Poller(Protocol):
     """``serve`` gets the ready sockets' owners."""
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
-        """Begins or changes what is watched of a socket. With no events it reports errors at most."""
+        """Begins or changes what is watched of a socket. With no events it reports errors at most. HANGUP is of use
+        where READ is not watched; not every poller knows it."""
 
     def forget(self, descriptor: int) -> None:
         """Ends it; before the descriptor is closed."""
@@ -49,7 +51,11 @@ class EpollPoller:
         self._watcher.start(self._poll)
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
-        mask = (select.EPOLLIN if events & READ else 0) | (select.EPOLLOUT if events & WRITE else 0)
+        mask = (
+            (select.EPOLLIN if events & READ else 0)
+            | (select.EPOLLOUT if events & WRITE else 0)
+            | (select.EPOLLRDHUP if events & HANGUP else 0)
+        )
         if descriptor in self._owners:
             self._epoll.modify(descriptor, mask)
         else:
@@ -85,6 +91,7 @@ class WatcherPoller:
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
         self.forget(descriptor)
+        events &= READ | WRITE
         if not events:
             self._watchers[descriptor] = None
             return
@@ -114,7 +121,12 @@ def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
 
 
 _EVENTS = (
-    {select.EPOLLIN: READ, select.EPOLLOUT: WRITE, select.EPOLLIN | select.EPOLLOUT: READ | WRITE}
+    {
+        select.EPOLLIN: READ,
+        select.EPOLLOUT: WRITE,
+        select.EPOLLIN | select.EPOLLOUT: READ | WRITE,
+        select.EPOLLRDHUP: HANGUP,
+    }
     if sys.platform == "linux"
     else {}
 )

@@ -146,9 +146,12 @@ def _origin_parts(origin: str) -> tuple[str, str, int | None] | None:
     found = _ORIGIN.fullmatch(origin)
     if not found:
         return None
-    parts = urlsplit(origin)
     scheme = found["scheme"].lower()
-    return scheme, (parts.hostname or ""), parts.port or {"http": 80, "https": 443}.get(scheme)
+    try:
+        parts = urlsplit(origin)
+        return scheme, (parts.hostname or ""), parts.port or {"http": 80, "https": 443}.get(scheme)
+    except ValueError:  # a port above 65535, an address in brackets that is none
+        return None
 
 
 def _names_upgrade(header: str) -> bool:

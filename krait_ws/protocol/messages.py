@@ -50,7 +50,8 @@ _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
 # A frame costs 0.3 to 2 µs however small it is, and inflating makes a thousand bytes of one: what a read costs is
 # counted in frames.
-_MAX_WORK_A_TURN = 512  # frames
+_MAX_WORK_A_TURN = 256  # frames
+_FRAMES_A_COMPRESSED = 8  # frames that a compressed one counts as, however small
 _INFLATED_A_FRAME = 512  # bytes
 _MASKED = 0x80
 _RESERVED_BITS = 0x70
@@ -233,7 +234,7 @@ class MessageReader:
             is_first = self._payload is None and not self._begun
             chunk = self._deflate.inflate(chunk, self._inflated, is_first=is_first, is_last=ends)
             self._inflated += len(chunk)
-            self._work += len(chunk) // _INFLATED_A_FRAME
+            self._work += _FRAMES_A_COMPRESSED + len(chunk) // _INFLATED_A_FRAME
         if self._streams:
             self._give_piece(messages, chunk, ends)
         elif ends and self._payload is None:

@@ -395,7 +395,7 @@ def test_the_error_tree_is_that_of_the_code() -> None:
         found = re.match(r"([│ ]*)[├└]── (\w+)", line)
         assert found, line
         parent = getattr(krait_ws.errors, found[2]).__base__.__name__
-        assert parent == ("ProtocolError" if found[1] else "KraitError")
+        assert parent == ("RequestError" if found[1] else "KraitError")
 
 
 # ---- links and file names

@@ -205,8 +205,6 @@ def end_by_end_of_stream(site: SiteServer, client: RawClient, controller: Any) -
 
 
 def end_by_return(site: SiteServer, client: RawClient, controller: Any) -> int:
-    if controller.runs_on == "loop":
-        pytest.skip("nothing runs that could return")
     client.send_frame(TEXT, "return")
     client.expect_close(1000)
     return 1000
@@ -258,8 +256,15 @@ def end_by_server_stop(site: SiteServer, client: RawClient, controller: Any) -> 
 ENDINGS = [function for name, function in list(globals().items()) if name.startswith("end_by_")]
 
 
-@pytest.mark.parametrize("end", ENDINGS, ids=lambda end: end.__name__)
-@EVERY_RUNS_ON
+@pytest.mark.parametrize(
+    ("end", "runs_on"),
+    [
+        pytest.param(end, runs_on, id=f"{end.__name__}-{runs_on}")
+        for end in ENDINGS
+        for runs_on in ("thread", "greenlet", "loop")
+        if (end, runs_on) != (end_by_return, "loop")  # nothing runs there that could return
+    ],
+)
 @EVERY_POLLER
 def test_on_stop_is_called_once(serve: Serve, poller: str, runs_on: str, end: Callable[..., int]) -> None:
     controller_class = noted(model(runs_on), runs_on)

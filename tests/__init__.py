@@ -1,0 +1,1 @@
+"""The tests of krait-ws; the folders mirror the package."""

@@ -1,0 +1,1 @@
+"""The protocol alone: bytes in, messages and bytes out, no socket."""
