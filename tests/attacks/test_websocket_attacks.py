@@ -196,7 +196,7 @@ def test_half_open_peers_are_dropped(attack: Attack) -> None:
         attacked.serves_others()
 
 
-@pytest.mark.parametrize("end", ["close frame", "FIN", "RST", "silence"])
+@pytest.mark.parametrize("end", ["close frame and FIN", "FIN", "RST", "silence"])
 def test_a_peer_that_leaves_while_nobody_takes_its_messages_is_noticed(attack: Attack, end: str) -> None:
     """Reading is paused then: neither a FIN nor a missing pong may go unseen."""
     attacked = attack(max_in_messages=10)
@@ -205,8 +205,9 @@ def test_a_peer_that_leaves_while_nobody_takes_its_messages_is_noticed(attack: A
             client = stack.enter_context(attacked.client("/idle"))
             client.send(many(TEXT, b"x", size=7000))
             match end:
-                case "close frame":
+                case "close frame and FIN":
                     client.send(close_frame(1000))
+                    client.close()
                 case "FIN":
                     client.close()
                 case "RST":

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: while it is open an asyncio loop counts as running in this thread
 def browser() -> Iterator[Any]:
     executable = shutil.which("chromium")
     if executable is None:
