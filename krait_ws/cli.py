@@ -6,6 +6,7 @@ line on stderr and exit code 2.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import logging
 import os
@@ -25,6 +26,7 @@ from krait_ws.network.server import Server
 from krait_ws.routing import Router, is_script
 from krait_ws.scripts import Script
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _site_argument = click.argument("site", type=click.Path(path_type=Path), default="sites")
 
@@ -79,6 +81,7 @@ def serve(site: Path, **flags: Any) -> None:
     Every flag can also be set in the environment: --max-message-size as KRAIT_MAX_MESSAGE_SIZE.
     """
     config = read_config(flags, os.environ)
+    _keep_freed_memory()
     logging.basicConfig(
         level=logging.DEBUG if config.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
@@ -123,6 +126,20 @@ def read_config(flags: dict[str, Any], environment: Any) -> Config:
         if value is not None:
             values[name] = value if isinstance(value, bool) else parse(name, value)
     return dataclasses.replace(Config(), **values)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep what large messages have freed. Else it gives each buffer back to the system and takes it anew,
+    with a page fault per 4 KiB: 408 µs of CPU for an echo of 1 MiB, 358 with this.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return
+    for option, size in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20), (_M_TOP_PAD, 4 << 20)):
+        mallopt(option, size)
 
 
 def _describe(file: Path, site: Path) -> str:
