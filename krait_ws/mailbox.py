@@ -290,17 +290,17 @@ class OutMailbox:
         """
         return self._push_blocking(frame)
 
-    def end_stream(self, *, is_complete: bool) -> None:
+    def end_stream(self) -> None:
         """Ends the message that ``begin_stream`` began. What was pushed meanwhile joins the queue; together they may
         exceed the limits by a factor of two. After half a message nothing can follow: the mailbox closes.
         """
-        if not is_complete:
+        if self._mid_message:
             self.close()
         wake = False
         waiters: list[Waiter] = []
         with self._lock:
             held, self._held = self._held, None
-            if held is not None and is_complete:
+            if held is not None and not self._mid_message:
                 frames, waiters = held._retire()
                 for frame in frames:
                     wake = self._append_locked(frame) or wake

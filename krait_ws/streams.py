@@ -35,17 +35,15 @@ def push_stream(outgoing: OutMailbox, chunks: Iterator[Message]) -> bool:
     opcode = TEXT if is_text else BINARY
     if not outgoing.begin_stream():
         return False
-    is_complete = False
     try:
         for chunk in chunks:
             following = _encoded(chunk, is_text=is_text)
             if not outgoing.push_fragment(encode_fragment(opcode, payload, is_last=False)):
                 return False
             payload, opcode = following, CONTINUATION
-        is_complete = outgoing.push_fragment(encode_fragment(opcode, payload, is_last=True))
-        return is_complete
+        return outgoing.push_fragment(encode_fragment(opcode, payload, is_last=True))
     finally:
-        outgoing.end_stream(is_complete=is_complete)
+        outgoing.end_stream()
 
 
 def _encoded(chunk: object, *, is_text: bool) -> bytes:

@@ -100,8 +100,8 @@ def load_app(name: str) -> WsgiApp:
         app: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             app = getattr(app, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"app: {name!r} cannot be loaded: {error}") from None
+    except Exception as error:  # whatever the module does while it is imported
+        raise ConfigError(f"app: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(app):
         raise ConfigError(f"app: {name!r} is no callable")
     wsgi_app: WsgiApp = app

@@ -44,13 +44,14 @@ class Keepalive:
 
     Args:
         loop: The network loop.
-        interval: Seconds of silence before a ping; 0 pings nobody.
+        interval: Seconds of silence before a ping; 0 pings nobody, and only those are lost that take nothing.
         timeout: Seconds of silence after it.
     """
 
     def __init__(self, loop: Loop, interval: float, timeout: float) -> None:
         self._loop = loop
-        self._interval = interval
+        self._interval = interval or timeout
+        self._pings = interval > 0
         self._timeout = timeout
         # When to look, a number that makes entries comparable, when it was pinged (0 for not), the connection: weakly,
         # so that one that has gone does not wait here for its turn to be forgotten.
@@ -60,18 +61,17 @@ class Keepalive:
 
     def add(self, connection: Watched) -> None:
         """Watches a new connection until it is gone."""
-        if self._interval:
-            self._look_at(weakref.ref(connection), monotonic() + self._interval, pinged_at=0.0)
+        self._look_at(weakref.ref(connection), monotonic() + self._interval, pinged_at=0.0)
+        if self._timer is None or self._timer.due > self._heap[0][0]:
+            self._start_timer()
 
     def _look_at(self, connection: weakref.ref[Watched], due: float, *, pinged_at: float) -> None:
         heapq.heappush(self._heap, (due, next(self._number), pinged_at, connection))
-        if self._timer is None or self._timer.due > due:
-            self._start_timer(due)
 
-    def _start_timer(self, due: float) -> None:
+    def _start_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(max(0.0, due - monotonic()), self._look)
+        self._timer = self._loop.call_later(max(0.0, self._heap[0][0] - monotonic()), self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -79,8 +79,8 @@ class Keepalive:
         while self._heap and self._heap[0][0] <= now:
             _, _, pinged_at, connection = heapq.heappop(self._heap)
             self._check(connection, now, pinged_at)
-        if self._heap and self._timer is None:
-            self._start_timer(self._heap[0][0])
+        if self._heap:
+            self._start_timer()
 
     def _check(self, reference: weakref.ref[Watched], now: float, pinged_at: float) -> None:
         connection = reference()
@@ -89,7 +89,7 @@ class Keepalive:
         stuck_since = connection.stuck_since
         if stuck_since is not None and stuck_since + self._timeout <= now:
             connection.lose()
-        elif not connection.is_listening:
+        elif not self._pings or not connection.is_listening:
             self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
             connection.lose()

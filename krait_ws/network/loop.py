@@ -35,6 +35,12 @@ class Timer:
     def cancel(self) -> None:
         self.function = None
 
+    def fire(self) -> None:
+        """Called by: the loop, when it is due."""
+        function, self.function = self.function, None
+        if function is not None:
+            function()
+
 
 class Loop:
     """Belongs to the hub of the thread that makes it.
@@ -71,8 +77,10 @@ class Loop:
         After ``close`` it does nothing.
         """
         if get_hub_if_exists() is self.hub:
+            if self._closed:
+                return
             self._soon.append(function)
-            if not self._scheduled and not self._closed:
+            if not self._scheduled:
                 self._scheduled = True
                 self.hub.loop.run_callback(self._run_soon)
             return
@@ -153,9 +161,7 @@ class Loop:
     def _run_timers(self) -> None:
         now = monotonic()
         while self._timers and self._timers[0][0] <= now:
-            function = heapq.heappop(self._timers)[2].function
-            if function is not None:
-                self.call(function)
+            self.call(heapq.heappop(self._timers)[2].fire)
         self._stop_timer()
         if self._timers:
             self._start_timer()
