@@ -43,10 +43,14 @@ _MEMORY_LEVEL = 5  # of zlib's 1 to 9; what it makes of the windows stands in do
 class Deflate:
     """The codec of one connection, as negotiated."""
 
-    __slots__ = ("_compressor", "_config", "_inflater", "_parameters")
+    __slots__ = ("_compressor", "_config", "_forgets", "_inflater", "_peer_bits", "_peer_forgets", "_window_bits")
 
     def __init__(self, parameters: PerMessageDeflate, config: Config) -> None:
-        self._parameters = parameters
+        # Only its numbers are kept: the library's object holds a compressor of its own, 86 KB a connection.
+        self._window_bits = parameters.local_max_window_bits
+        self._forgets = parameters.local_no_context_takeover
+        self._peer_bits = parameters.remote_max_window_bits
+        self._peer_forgets = parameters.remote_no_context_takeover
         self._config = config
         self._inflater: Any = None
         self._compressor: Any = None
@@ -64,7 +68,7 @@ class Deflate:
             ProtocolError: 1009 as soon as the message exceeds ``max_inflated_size``, whatever it would grow to; 1007
                 for data that cannot be inflated.
         """
-        if self._inflater is None or (is_first and self._parameters.remote_no_context_takeover):
+        if self._inflater is None:
             self._inflater = self._new_inflater()
         limit = self._config.max_inflated_size
         room = limit - have
@@ -79,6 +83,8 @@ class Deflate:
             if room < 0:
                 raise ProtocolError(TOO_BIG, f"message inflates to more than {limit} bytes")
             if not self._inflater.eof:
+                if is_last and self._peer_forgets:
+                    self._inflater = None  # the next message begins anew; until then its memory is free
                 return inflated[0] if len(inflated) == 1 else b"".join(inflated)
             # A block that says to be the last is allowed anywhere (section 7.2.3.4); a new stream follows it.
             data = self._inflater.unused_data
@@ -109,15 +115,17 @@ class Deflate:
         if first >= FIN and opcode != CONTINUATION and len(payload) < self._config.compress_threshold:
             return frame  # a fragmented message is compressed in any case: its size is not known at its start
         is_first = opcode != CONTINUATION
-        if self._compressor is None or (is_first and self._parameters.local_no_context_takeover):
-            self._compressor = zlib.compressobj(wbits=-self._parameters.local_max_window_bits, memLevel=_MEMORY_LEVEL)
+        if self._compressor is None:
+            self._compressor = zlib.compressobj(wbits=-self._window_bits, memLevel=_MEMORY_LEVEL)
         data: bytes = self._compressor.compress(payload) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
         if first >= FIN:
             data = data[: -len(_TAIL)]  # section 7.2.1
+            if self._forgets:
+                self._compressor = None
         return head(first | RSV1 if is_first else first, len(data)) + data
 
     def _new_inflater(self) -> Any:
-        return zlib.decompressobj(wbits=-self._parameters.remote_max_window_bits)
+        return zlib.decompressobj(wbits=-self._peer_bits)
 
 
 def negotiate(header: str, config: Config) -> tuple[Deflate, str] | None:
