@@ -20,7 +20,7 @@ import click
 import gevent
 
 from krait_ws import __version__
-from krait_ws.config import Config, from_environment, options, parse
+from krait_ws.config import Config, from_environment, options, parse, unknown_variables
 from krait_ws.errors import ConfigError, KraitError
 from krait_ws.network.server import Server
 from krait_ws.routing import Router, is_script
@@ -81,6 +81,8 @@ def serve(site: Path, **flags: Any) -> None:
     Every flag can also be set in the environment: --max-message-size as KRAIT_MAX_MESSAGE_SIZE.
     """
     config = read_config(flags, os.environ)
+    for name in unknown_variables(os.environ):
+        click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
     _keep_freed_memory()
     logging.basicConfig(
         level=logging.DEBUG if config.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
@@ -116,16 +118,16 @@ def read_config(flags: dict[str, Any], environment: Any) -> Config:
     Raises:
         ConfigError: One of them has a value that cannot be used; the message names it.
     """
+    given = {name: (f"KRAIT_{name.upper()}", text) for name, text in from_environment(environment).items()}
+    given |= {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items() if value is not None}
     values: dict[str, Any] = {}
-    for name, text in from_environment(environment).items():
+    for name, (source, value) in given.items():
         try:
-            values[name] = parse(name, text)
-        except ConfigError as error:
-            raise ConfigError(f"KRAIT_{name.upper()}: {error}") from None
-    for name, value in flags.items():
-        if value is not None:
             values[name] = value if isinstance(value, bool) else parse(name, value)
-    return dataclasses.replace(Config(), **values)
+            Config(**{name: values[name]})
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {str(error).removeprefix(f'{name}: ')}") from None
+    return Config(**values)
 
 
 def _keep_freed_memory() -> None:

@@ -146,15 +146,14 @@ class Config:
         """``trusted_proxy`` as networks."""
         return tuple(ipaddress.ip_network(item, strict=False) for item in _items(self.trusted_proxy))
 
-    def for_controller(self, controller_class: type) -> Config:
-        """This configuration with the class attributes of a controller put over it.
+    def for_controller(self, controller: object) -> Config:
+        """This configuration with the attributes of a controller, or of its class, put over it.
 
         Raises:
-            ConfigError: A class attribute has a value that cannot be used.
+            ConfigError: One of them has a value that cannot be used.
         """
-        overrides = {
-            name: value for name in _PER_CONTROLLER if (value := getattr(controller_class, name, None)) is not None
-        }
+        controller_class = type(controller)
+        overrides = {name: value for name in _PER_CONTROLLER if (value := getattr(controller, name, None)) is not None}
         if not overrides:
             return self
         base, values, config = _of_class.get(controller_class, (None, None, self))
@@ -187,6 +186,12 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """``KRAIT_*`` variables that are no setting: misspelt, most likely."""
+    known = {f"KRAIT_{option.name.upper()}" for option in options()}
+    return sorted(name for name in environment if name.startswith("KRAIT_") and name not in known)
+
+
 def parse(name: str, text: str) -> Any:
     """The value of an option from the text of a flag or a variable. Sizes take ``k``, ``M`` and ``G`` (1,024 each).
 
@@ -205,7 +210,9 @@ def parse(name: str, text: str) -> Any:
             return int(text[:-1] if scale > 1 else text) * scale
         return kind(text)
     except (KeyError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "text")
+        wanted = {bool: "true or false", int: "a whole number, which k, M or G may follow", float: "a number"}.get(
+            kind, "text"
+        )
         raise ConfigError(f"{name}: {text!r} is not {wanted} ({option.metadata['unit']})") from None
 
 

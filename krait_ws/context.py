@@ -136,7 +136,8 @@ class WebsocketsResponse:
         protocol: The chosen subprotocol, one of ``request.protocols``; ``None`` chooses none.
 
     Raises:
-        TypeError: ``controller`` is no instance of ``WebsocketsCtrlBase``, or did not call ``super().__init__()``.
+        TypeError: ``controller`` is no instance of ``WebsocketsCtrlBase``, or did not call ``super().__init__()``;
+            or ``protocol`` is no ``str``.
     """
 
     __slots__ = ("controller", "protocol")
@@ -147,6 +148,8 @@ class WebsocketsResponse:
             raise TypeError(f"controller must be a WebsocketsCtrlBase, not {controller!r}{hint}")
         if not hasattr(controller, "_krait"):
             raise TypeError(f"{type(controller).__qualname__}.__init__ must call super().__init__()")
+        if protocol is not None and not isinstance(protocol, str):
+            raise TypeError(f"protocol must be one of request.protocols or None, not {protocol!r}")
         self.controller = controller
         self.protocol = protocol
 

@@ -54,6 +54,12 @@ class WebsocketsCtrlBase:
         overrides = Overrides(type(self), WebsocketsCtrlBase)
         self._krait = Session(self, overrides, use_queue=use_in_message_queue)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "_krait":
+            name = type(self).__qualname__
+            raise AttributeError(f"{name}.__init__ must call super().__init__() before it uses the controller")
+        raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
+
     # ---- hooks
 
     def on_start(self) -> None:
@@ -152,7 +158,10 @@ class WebsocketsCtrlBase:
             return self._krait.outgoing.push(encode_binary(message))
         if isinstance(message, Iterator):
             return self._krait.push_stream(message)
-        raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
+        raise TypeError(
+            f"a message is str, bytes-like or an iterator of them, not {type(message).__name__}: "
+            "make it one, for example with json.dumps"
+        )
 
     def pop_out_message(self) -> Message | None:
         """Takes back the oldest message that the network loop has not taken yet; ``None`` when there is none."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from krait_ws.config import Config
-from krait_ws.protocol.frames import FIN, TEXT, Message, is_whole, payload_of
+from krait_ws.protocol.frames import CONTINUATION, FIN, TEXT, Message, is_whole, payload_of
 from krait_ws.protocol.messages import Item, Piece
 from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock, wake_all
 
@@ -42,6 +42,7 @@ class InMailbox:
         "_bytes",
         "_closed",
         "_full",
+        "_lifted",
         "_lock",
         "_poppers",
         "_queue",
@@ -59,6 +60,7 @@ class InMailbox:
         self._queue: deque[Item] = deque()  # guarded by _lock, as is all below
         self._bytes = 0
         self._full = False
+        self._lifted = False
         self._closed = False
         self._poppers = Waiters()
         self._room_waiters = Waiters()
@@ -95,7 +97,7 @@ class InMailbox:
                 if waiter is not None:
                     waiters.append(waiter)
             if len(self._queue) >= self.limits.max_in_messages or self._bytes >= self.limits.max_in_bytes:
-                self._full = True
+                self._full = not self._lifted
         for waiter in waiters:
             waiter.wake()
         return not self._full
@@ -146,6 +148,14 @@ class InMailbox:
             waiter = self._room_waiters.add_locked()
         waiter.wait(None)
 
+    def lift_limits(self) -> None:
+        """Is never full any more and wakes those that wait for room: its source has ended. Thread: any."""
+        with self._lock:
+            self._lifted = True
+            self._full = False
+            waiters = self._room_waiters.take_all_locked()
+        wake_all(waiters)
+
     def close(self) -> None:
         """Takes nothing more and wakes every wait; what is in it can still be popped. Thread: any."""
         with self._lock:
@@ -184,7 +194,6 @@ class OutMailbox:
         "_held",
         "_lock",
         "_mid_message",
-        "_partial",
         "_pushers",
         "_queue",
         "_signalled",
@@ -209,7 +218,6 @@ class OutMailbox:
         self._held: OutMailbox | None = None  # what was pushed since a fragmented message began
         self._streamers = Waiters()  # for the end of that message
         self._mid_message = False
-        self._partial: list[bytes] = []  # fragments that pop has taken of a message
         self.dropped = 0  # messages that the policy dropped
         self.blocked = 0  # pushes that had to wait
 
@@ -251,11 +259,6 @@ class OutMailbox:
         if wake:
             self.on_output()
         return True
-
-    @property
-    def is_mid_message(self) -> bool:
-        """Whether the last frame pushed was a fragment that is not the last of its message."""
-        return self._mid_message
 
     def begin_stream(self) -> bool:
         """Begins a fragmented message; waits up to ``push_timeout`` for another one to end.
@@ -337,22 +340,15 @@ class OutMailbox:
         return frames
 
     def pop(self) -> Message | None:
-        """The next message, decoded; ``None`` when there is no whole one. Thread: any."""
+        """Takes back the next message; ``None`` when there is none, or only a part of one. Thread: any."""
         with self._lock:
-            while self._queue:
-                frame = self._queue.popleft()
-                self._bytes -= len(frame)
-                self._partial.append(frame)
-                if frame[0] >= FIN:
-                    break
+            frames = [self._queue.popleft() for _ in range(self._first_message_locked())]
+            if not frames:
+                return None
+            self._bytes -= sum(map(len, frames))
             self._signalled = bool(self._queue)
             waiters = self._pushers.take_all_locked()
-            is_whole_message = bool(self._partial) and self._partial[-1][0] >= FIN
-            if is_whole_message:
-                frames, self._partial = self._partial, []
         wake_all(waiters)
-        if not is_whole_message:
-            return None
         payload = b"".join(map(payload_of, frames))
         return payload.decode() if frames[0][0] & 0x0F == TEXT else payload
 
@@ -380,6 +376,12 @@ class OutMailbox:
         with self._lock:
             ended = not self._closed and self._held is not held
         return self.push(frame) if ended else False
+
+    def _first_message_locked(self) -> int:
+        """How many frames the first message has; 0 when it is not all here, or its start is on its way already."""
+        if not self._queue or self._queue[0][0] & 0x0F == CONTINUATION:
+            return 0
+        return next((count for count, frame in enumerate(self._queue, 1) if frame[0] >= FIN), 0)
 
     def _has_room_locked(self, size: int) -> bool:
         # A frame that is larger than the limit passes alone: it could never be sent otherwise.

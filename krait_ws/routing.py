@@ -187,5 +187,8 @@ class Router:
             if len(found) > 1:
                 raise SiteError(f"{' and '.join(found.values())} in {folder} claim the same URLs: keep one of them")
         for entry in folder.iterdir():
+            name = entry.name if entry.is_dir() else entry.stem
+            if name.startswith("[") and name.endswith("]") and not _PARAMETER.fullmatch(name):
+                raise SiteError(f"{entry}: a name in brackets has letters, digits and underscores only")
             if entry.is_dir() and not entry.is_symlink() and not is_private(entry.name):
                 self._check_parameters(entry)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import contextvars
 import importlib
+import logging
 import os
 import re
 import sys
@@ -30,6 +31,8 @@ from krait_ws.errors import RouteScriptError
 from krait_ws.http import Request, Response, ResponseBadRequest
 
 Answer: TypeAlias = WerkzeugResponse | WebsocketsResponse
+
+logger = logging.getLogger("krait_ws.scripts")
 
 _HOOKS = frozenset({"websocket", "http"})
 
@@ -83,10 +86,16 @@ class Script:
     def _execute(self, upgrade: WebsocketsRequest | None) -> Answer:
         # dataclasses and typing look a class's module up by its name, so there must be one.
         sys.modules.setdefault(self._module_name, self._new_module())
-        exec(self._code, {"__name__": self._module_name, "__file__": str(self.file)})
+        names: dict[str, object] = {"__name__": self._module_name, "__file__": str(self.file)}
+        exec(self._code, names)
         answer = context.websockets_response.get() or context.http_response.get()
         if answer is not None:
             return answer
+        if isinstance(names.get("response"), WebsocketsResponse | WerkzeugResponse):
+            raise RouteScriptError(
+                f"{self.file} assigned a name of its own, response: assign websockets.response or krait_ws.response"
+            )
+        logger.info("%s assigned no response and defines no websocket(request) or http(request)", self.file)
         return upgrade_required() if upgrade is None else ResponseBadRequest("The route script refused the upgrade.\n")
 
     def _call(self, request: Request, upgrade: WebsocketsRequest | None) -> Answer:

@@ -12,6 +12,7 @@ that still run after ``stop_timeout`` are abandoned with a log record.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import logging
 import secrets
 from collections.abc import Callable, Iterator
@@ -79,8 +80,15 @@ class Runtime(Protocol):
         """Runs ``function`` on the loop after ``seconds``. Thread: the loop."""
 
 
+_HOOKS = ("on_start", "on_thread_start", "on_in_message", "on_in_message_internal", "on_stop")
+
+
 class Overrides:
-    """Which hooks a controller class has of its own. Decided once per session, read on every message."""
+    """Which hooks a controller class has of its own. Decided once per session, read on every message.
+
+    Raises:
+        TypeError: A hook is ``async`` or a generator.
+    """
 
     __slots__ = ("delivers", "handles", "stops")
 
@@ -88,6 +96,14 @@ class Overrides:
         def own(name: str) -> bool:
             return getattr(controller_class, name) is not getattr(base, name)
 
+        for name in _HOOKS:
+            hook = getattr(controller_class, name)
+            if (
+                inspect.iscoroutinefunction(hook)
+                or inspect.isasyncgenfunction(hook)
+                or inspect.isgeneratorfunction(hook)
+            ):
+                raise TypeError(f"{controller_class.__qualname__}.{name} must be a plain function: it may block")
         self.handles = own("on_thread_start")
         self.delivers = own("on_in_message") or own("on_in_message_internal")
         self.stops = own("on_stop")
@@ -104,6 +120,7 @@ class Session:
 
     __slots__ = (
         "__weakref__",
+        "_claimed",
         "_context",
         "_ended",
         "_gone",
@@ -140,7 +157,7 @@ class Session:
 
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
         self.controller = controller
-        self.config = DEFAULTS.for_controller(type(controller))
+        self.config = DEFAULTS.for_controller(controller)
         self.id = secrets.token_hex(4)
         self.request: WebsocketsRequest | None = None
         self.protocol: str | None = None
@@ -156,7 +173,8 @@ class Session:
         self.in_lock: Any = new_reentrant_lock()
         self._overrides = overrides
         self._lock = new_lock()
-        self._started = False  # guarded by _lock, as is the next
+        self._claimed = False  # guarded by _lock, as are the next two
+        self._started = False
         self._ended = False
         self._handlers: list[Handler] = []  # appended to by start only
         self._stopper: Handler | None = None  # runs the user's on_stop
@@ -176,6 +194,18 @@ class Session:
 
     # ---- beginning
 
+    def claim(self) -> None:
+        """Takes the session for one connection, before anything else of it is touched.
+
+        Raises:
+            RuntimeError: It has been taken before: the instance is shared by several upgrades.
+        """
+        with self._lock:
+            if self._claimed or self._started:
+                name = type(self.controller).__qualname__
+                raise RuntimeError(f"this {name} serves a connection already: make a new instance for each upgrade")
+            self._claimed = True
+
     def accept(
         self,
         runtime: Runtime,
@@ -190,7 +220,8 @@ class Session:
             on_over: Called once on the loop, when both the connection and the handlers have ended.
 
         Raises:
-            ConfigError: The controller's class has a setting that cannot be used.
+            ConfigError: The controller has a setting that cannot be used.
+            RuntimeError: ``on_start`` is overridden and did not call the base class's.
             Exception: Whatever ``on_start`` raised.
         """
         self._runtime = runtime
@@ -198,8 +229,10 @@ class Session:
         self._gone = False
         self.request = request
         self.protocol = protocol
-        self._set_config(config.for_controller(type(self.controller)))
+        self._set_config(config.for_controller(self.controller))
         self.controller.on_start()
+        if not self._started:
+            raise RuntimeError(f"{type(self.controller).__qualname__}.on_start must call super().on_start()")
 
     def start(self) -> None:
         """Starts the handlers in a copy of the current context: what the base class's ``on_start`` does.
@@ -212,6 +245,8 @@ class Session:
             if self._started:
                 raise RuntimeError("on_start was called already: a controller serves one connection")
             self._started = True
+        if self._runtime is None:
+            self._set_config(DEFAULTS.for_controller(self.controller))
         self._context = contextvars.copy_context()
         if self.config.runs_on == "loop":
             if self._overrides.handles:
@@ -263,12 +298,7 @@ class Session:
 
     def push_stream(self, chunks: Iterator[Message]) -> bool:
         """See ``WebsocketsCtrlBase.push_out_message``."""
-        try:
-            return push_stream(self.outgoing, chunks)
-        except BaseException:
-            if self.outgoing.is_mid_message:
-                self.end(INTERNAL_ERROR)  # half a message cannot be taken back
-            raise
+        return push_stream(self.outgoing, chunks, partial(self.end, INTERNAL_ERROR))
 
     def receive(self, messages: list[Item]) -> bool:
         """Messages have arrived. Returns whether the socket may be read on. Thread: the loop; never waits,
@@ -370,8 +400,11 @@ class Session:
         wake_all(waiters)
         if self.arrivals is not None:
             self.arrivals.close()
-        if self.incoming is not None and not self._delivers_apart:
-            self.incoming.close()
+        if self.incoming is not None:
+            if self._delivers_apart:
+                self.incoming.lift_limits()  # what had arrived is still delivered; then it is closed
+            else:
+                self.incoming.close()
         if not self._handlers:
             self.end(NORMAL)  # nothing runs that could end it by returning
 

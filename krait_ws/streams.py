@@ -6,26 +6,32 @@ code. However large the message, no more of it is in memory than the mailboxes h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from krait_ws.errors import ConnectionEndedError
-from krait_ws.mailbox import InMailbox, OutMailbox
+from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import BINARY, CONTINUATION, TEXT, Message, encode_fragment
 from krait_ws.protocol.messages import Piece
 
 _BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
-def push_stream(outgoing: OutMailbox, chunks: Iterator[Message]) -> bool:
+def push_stream(outgoing: OutMailbox, chunks: Iterator[Message], on_half: Callable[[], Any] = no_one) -> bool:
     """Sends the chunks as one fragmented message (RFC 6455 section 5.4), taking one when there is room for it.
 
-    Returns ``False`` when the connection is over.
+    Args:
+        outgoing: Where they go.
+        chunks: ``str`` or bytes-like.
+        on_half: Called before an exception leaves when a part of the message has gone: it cannot be taken back.
+
+    Returns:
+        ``False`` when the connection is over.
 
     Raises:
         ValueError: There is no chunk, so the message is neither text nor binary.
         TypeError: The chunks are not all ``str`` or all bytes-like.
-        Exception: Whatever the iterator raised. After the first chunk the message cannot be taken back: the caller ends
-            the connection.
+        Exception: Whatever the iterator raised.
     """
     first = next(chunks, None)
     if first is None:
@@ -40,8 +46,12 @@ def push_stream(outgoing: OutMailbox, chunks: Iterator[Message]) -> bool:
             following = _encoded(chunk, is_text=is_text)
             if not outgoing.push_fragment(encode_fragment(opcode, payload, is_last=False)):
                 return False
-            payload, opcode = following, CONTINUATION
+            payload, opcode = following, CONTINUATION  # from here on, something has gone
         return outgoing.push_fragment(encode_fragment(opcode, payload, is_last=True))
+    except BaseException:
+        if opcode == CONTINUATION:
+            on_half()
+        raise
     finally:
         outgoing.end_stream()
 

@@ -41,7 +41,7 @@ from krait_ws.controller import WebsocketsCtrlBase
 from krait_ws.http import Request
 from krait_ws.mailbox import InMailbox
 from krait_ws.network.server import Server
-from krait_ws.protocol.frames import Message
+from krait_ws.protocol.frames import FIN, TEXT, Message, payload_of
 from krait_ws.protocol.messages import Piece
 
 DEFAULT_TIMEOUT = 5.0
@@ -251,6 +251,7 @@ class Driver:
         self.controller = controller
         self._session = controller._krait
         self._pushed = InMailbox(Config())
+        self._frames: list[bytes] = []  # of a message that is being pushed in parts
         self._lock = threading.Lock()
         self._session.outgoing.on_output = self._collect
 
@@ -287,8 +288,16 @@ class Driver:
 
     def _collect(self) -> None:
         with self._lock:
-            while (message := self._session.outgoing.pop()) is not None:
-                self._pushed.put([message])
+            while frames := self._session.outgoing.take(_MAX_CLIENT_MESSAGE):
+                for frame in frames:
+                    self._frames.append(frame)
+                    if frame[0] >= FIN:
+                        self._pushed.put([self._joined()])
+
+    def _joined(self) -> Message:
+        frames, self._frames = self._frames, []
+        payload = b"".join(map(payload_of, frames))
+        return payload.decode() if frames[0][0] & 0x0F == TEXT else payload
 
 
 @contextmanager

@@ -157,10 +157,10 @@ def test_an_ambiguous_site(site_folder: SiteFolder) -> None:
         (["--port", "http"], ["port", "'http'"]),
         (["--port", "70000"], ["port", "70000", "65535"]),
         (["--port", "-1"], ["port", "-1"]),
-        (["--runs-on", "fibre"], ["runs_on", "'fibre'", "thread"]),
-        (["--max-message-size", "1kb"], ["max_message_size", "'1kb'"]),
-        (["--max-message-size", "0"], ["max_message_size"]),
-        (["--push-timeout", "soon"], ["push_timeout", "'soon'"]),
+        (["--runs-on", "fibre"], ["--runs-on", "'fibre'", "thread"]),
+        (["--max-message-size", "1kb"], ["--max-message-size", "'1kb'"]),
+        (["--max-message-size", "0"], ["--max-message-size"]),
+        (["--push-timeout", "soon"], ["--push-timeout", "'soon'"]),
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--port"], ["--port"]),
         (["--host", "no.such.host.invalid"], ["cannot listen"]),
@@ -174,6 +174,7 @@ def test_a_flag_that_cannot_be_used(site_folder: SiteFolder, flags: list[str], p
 
 def test_a_variable_that_cannot_be_used(site_folder: SiteFolder) -> None:
     check_mistake(run("serve", site_folder({"index.html": ""}), KRAIT_PORT="http"), "KRAIT_PORT", "'http'")
+    check_mistake(run("serve", site_folder({"index.html": ""}), KRAIT_RUNS_ON="fibre"), "KRAIT_RUNS_ON", "'fibre'")
 
 
 @pytest.mark.parametrize("arguments", [["no-such-command"], ["routes", "a", "b"]], ids=" ".join)

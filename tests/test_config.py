@@ -164,7 +164,7 @@ def test_the_environment() -> None:
 
 def test_a_class_without_overrides_gets_the_same_settings() -> None:
     config = Config(port=1)
-    assert config.for_controller(WebsocketsCtrlBase) is config
+    assert config.for_controller(WebsocketsCtrlBase()) is config
 
 
 def test_the_overrides_of_a_class_win_and_the_rest_stays() -> None:
@@ -172,7 +172,7 @@ def test_the_overrides_of_a_class_win_and_the_rest_stays() -> None:
         max_message_size = 10
         stop_timeout = 0
 
-    own = Config(max_message_size=99, max_in_messages=7).for_controller(Own)
+    own = Config(max_message_size=99, max_in_messages=7).for_controller(Own())
     assert (own.max_message_size, own.stop_timeout, own.max_in_messages) == (10, 0, 7)
 
 
@@ -183,14 +183,14 @@ def test_a_subclass_inherits_them() -> None:
     class Further(Own):
         pass
 
-    assert Config().for_controller(Further).max_message_size == 10
+    assert Config().for_controller(Further()).max_message_size == 10
 
 
 def test_only_settings_of_a_controller_can_be_overridden() -> None:
     class Own(WebsocketsCtrlBase):
         port = 5
 
-    assert Config().for_controller(Own).port == Config().port
+    assert Config().for_controller(Own()).port == Config().port
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_only_settings_of_a_controller_can_be_overridden() -> None:
 def test_an_override_that_cannot_be_used_names_class_and_setting(name: str, value: Any) -> None:
     bad = type("Chatty", (WebsocketsCtrlBase,), {name: value})
     with pytest.raises(ConfigError, match=rf"Chatty: {name}: "):
-        Config().for_controller(bad)
+        Config().for_controller(bad())
 
 
 # ---- lists

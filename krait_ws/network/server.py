@@ -102,6 +102,7 @@ class Server:
             error_log=logger,
         )
         self._wsgi.krait = self
+        self._deciding = 0  # upgrades whose scripts are running
         self._requests = 0  # plain requests and upgrades that are being answered
 
     @property
@@ -214,15 +215,18 @@ class Server:
         """
         if self._stopping:
             return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
-        if len(self.sessions) >= self.config.max_connections:
+        if len(self.sessions) + self._deciding >= self.config.max_connections:
             return _busy()
         request = Request(environ, populate_request=False)
+        self._deciding += 1
         try:
             decision: Session | WerkzeugResponse | None = self._off_loop(
                 contextvars.Context().run, self._decide, request, late=self._end_late
             )
         except ScriptTimeoutError:
             return _busy()
+        finally:
+            self._deciding -= 1
         if decision is None:
             return pages.not_found() if self.app is _no_app else self._accept_for_app(environ, request)
         if isinstance(decision, Session):
@@ -264,6 +268,10 @@ class Server:
         self, answer: WebsocketsResponse, upgrade: WebsocketsRequest, request: Request
     ) -> Session | WerkzeugResponse:
         session = answer.controller._krait
+        try:
+            session.claim()
+        except RuntimeError as error:
+            return self.site.failed(error, request)
         # The handler runs in a copy of this context, for hours perhaps: it keeps what is needed of the request only.
         upgrade.compact()
         context.http_request.set(None)
