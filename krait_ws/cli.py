@@ -89,7 +89,7 @@ def serve(site: Path, **flags: Any) -> None:
     )
     server = Server(site, config)
     for number in _STOP_SIGNALS:
-        gevent.signal_handler(number, server.request_stop)
+        gevent.signal_handler(number, _stop, server)
     server.start()
     click.echo(f"krait-ws serves {site} on {server.url} (Ctrl-C ends it)")
     server.serve_forever()
@@ -128,6 +128,14 @@ def read_config(flags: dict[str, Any], environment: Any) -> Config:
         except ConfigError as error:
             raise ConfigError(f"{source}: {str(error).removeprefix(f'{name}: ')}") from None
     return Config(**values)
+
+
+def _stop(server: Server) -> None:
+    """A signal has come. The second one does not wait for anybody."""
+    if server.is_stopping:
+        os._exit(1)
+    click.echo("krait-ws stops and waits for handlers; once more ends it now", err=True)
+    server.request_stop()
 
 
 def _keep_freed_memory() -> None:

@@ -42,11 +42,11 @@ class InMailbox:
         "_bytes",
         "_closed",
         "_full",
-        "_lifted",
         "_lock",
         "_poppers",
         "_queue",
         "_room_waiters",
+        "_waits",
         "limits",
         "on_drained",
         "on_room",
@@ -60,7 +60,7 @@ class InMailbox:
         self._queue: deque[Item] = deque()  # guarded by _lock, as is all below
         self._bytes = 0
         self._full = False
-        self._lifted = False
+        self._waits = True
         self._closed = False
         self._poppers = Waiters()
         self._room_waiters = Waiters()
@@ -97,7 +97,7 @@ class InMailbox:
                 if waiter is not None:
                     waiters.append(waiter)
             if len(self._queue) >= self.limits.max_in_messages or self._bytes >= self.limits.max_in_bytes:
-                self._full = not self._lifted
+                self._full = self._waits
         for waiter in waiters:
             waiter.wake()
         return not self._full
@@ -118,7 +118,7 @@ class InMailbox:
                     room = self._full and self._regain_room_locked()
                     waiters = self._room_waiters.take_all_locked() if room else ()
                     break
-                if self._closed or timeout == 0:
+                if self._closed or not self._waits or timeout == 0:
                     return None
                 waiter = self._poppers.add_locked()
             self.on_drained()
@@ -148,12 +148,13 @@ class InMailbox:
             waiter = self._room_waiters.add_locked()
         waiter.wait(None)
 
-    def lift_limits(self) -> None:
-        """Is never full any more and wakes those that wait for room: its source has ended. Thread: any."""
+    def end_waiting(self) -> None:
+        """From now on nobody waits here, for messages or for room; what is still put can be popped. For a mailbox whose
+        source has ended but for what a hook is still to put in. Thread: any."""
         with self._lock:
-            self._lifted = True
+            self._waits = False
             self._full = False
-            waiters = self._room_waiters.take_all_locked()
+            waiters = [*self._poppers.take_all_locked(), *self._room_waiters.take_all_locked()]
         wake_all(waiters)
 
     def close(self) -> None:
@@ -263,7 +264,7 @@ class OutMailbox:
     def begin_stream(self) -> bool:
         """Begins a fragmented message; waits up to ``push_timeout`` for another one to end.
 
-        Returns ``False`` when the connection is over.
+        Returns ``False`` when it did not, or when the connection is over.
 
         Raises:
             RuntimeError: It would wait on the network loop.
@@ -274,18 +275,16 @@ class OutMailbox:
                 if self._closed:
                     return False
                 if self._held is None:
+                    # What waits too long in it is dropped, which its pusher hears: the client is not to blame.
                     self._held = OutMailbox(self.limits)
-                    self._held.on_overflow = self.on_overflow
                     return True
                 remaining = deadline - monotonic()
                 if remaining <= 0:
-                    break
+                    return False
                 waiter = self._streamers.add_locked()
             waiter.wait(remaining)
             with self._lock:
                 self._streamers.remove_locked(waiter)
-        self.on_overflow()
-        return False
 
     def push_fragment(self, frame: bytes) -> bool:
         """Appends a frame of the message that ``begin_stream`` began. A fragment cannot be dropped without its message,

@@ -77,7 +77,10 @@ class Router:
                 f"the site {str(root)!r} is no folder: name the folder that holds your pages and route scripts"
             )
         self.root = root.resolve()
-        self._check_parameters(self.root)
+        try:
+            self._check_parameters(self.root)
+        except OSError as error:
+            raise SiteError(f"the site cannot be read: {error}") from None
 
     def match(self, path: str) -> Match | None:
         """What answers ``path``, the decoded path of a URL; ``None`` when nothing does.

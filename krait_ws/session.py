@@ -389,6 +389,10 @@ class Session:
         """What the base class's ``on_stop`` does. A hook that has run once is not called again."""
         self._stop_hook_ran = True
         self.stop()
+        if self._runtime is not None and not self._ended:
+            # The user asks the handler to return, and its end closes the connection. It has its time, like any other.
+            end = partial(self.end, NORMAL)
+            self._runtime.call(partial(self._runtime.call_later, self.config.stop_timeout, end))
 
     def stop(self) -> None:
         """Sets the stop flag, closes the mailboxes and wakes every wait."""
@@ -402,7 +406,7 @@ class Session:
             self.arrivals.close()
         if self.incoming is not None:
             if self._delivers_apart:
-                self.incoming.lift_limits()  # what had arrived is still delivered; then it is closed
+                self.incoming.end_waiting()  # what had arrived is still delivered; then it is closed
             else:
                 self.incoming.close()
         if not self._handlers:
@@ -441,11 +445,6 @@ class Session:
         return self.ended.wait(timeout) and all(
             handler.done.wait(max(0.0, deadline - monotonic())) for handler in self._all_handlers()
         )
-
-    @property
-    def has_arrivals(self) -> bool:
-        """Whether ``pop`` would give a message now."""
-        return self.incoming is not None and len(self.incoming) > 0
 
     @property
     def has_ended(self) -> bool:

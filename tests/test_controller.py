@@ -233,7 +233,9 @@ def test_what_had_arrived_can_be_popped_after_the_end_through_a_hook_that_queues
         driver.close()
         driver.controller.go.set()
         assert driver.controller.wait_stopped(DEADLINE)
-        assert driver.controller.noted == ["a", "b"]
+        # The end woke the handler's wait; what the hook queued after that is there all the same.
+        late = iter(driver.controller.pop_in_message, None)
+        assert [*driver.controller.noted, *late] == ["a", "b"]
 
 
 @kinds

@@ -41,6 +41,7 @@ class AppSocket:
 
     def __init__(self, environ: dict[str, Any], protocol: str | None) -> None:
         self.controller = AppController()
+        self._has_told = False  # that the connection has ended
         self.environ = environ
         self.path = environ.get("PATH_INFO")
         self.origin = environ.get("HTTP_ORIGIN")
@@ -58,9 +59,10 @@ class AppSocket:
         Raises:
             WebSocketError: The connection had ended before.
         """
-        if self.closed and not self.controller._krait.has_arrivals:
+        if self._has_told:
             raise WebSocketError(_DEAD)
         message: str | bytes | None = self.controller.pop_in_message(None)
+        self._has_told = message is None
         return message
 
     def send(self, message: Any, binary: bool | None = None) -> None:

@@ -92,9 +92,12 @@ class Keepalive:
         elif not self._pings or not connection.is_listening:
             self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
-            connection.lose()
+            if pinged_at + self._timeout <= now:
+                connection.lose()
+            else:
+                self._look_at(reference, pinged_at + self._timeout, pinged_at=pinged_at)
         elif connection.heard_at + self._interval > now:
             self._look_at(reference, connection.heard_at + self._interval, pinged_at=0.0)
         else:
             connection.send_ping()
-            self._look_at(reference, now + self._timeout, pinged_at=now)
+            self._look_at(reference, now + min(self._timeout, self._interval), pinged_at=now)

@@ -77,8 +77,8 @@ class Server:
 
     def __init__(self, root: Path, config: Config) -> None:
         self.config = config
-        self.site = Site(root, config)
         self.app: WsgiApp = load_app(config.app) if config.app else _no_app
+        self.site = Site(root, config)
         self.origins = config.origins
         self._trusted_proxies = config.trusted_proxies
         self.sessions: set[Session] = set()  # owned by the loop
@@ -125,6 +125,11 @@ class Server:
         """Returns when ``stop`` has ended."""
         self._stopped.wait()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` has begun."""
+        return self._stopping
+
     def request_stop(self) -> None:
         """Begins ``stop``. Thread: any; never waits."""
         self.loop.call(lambda: gevent.spawn(self.stop) and None)
@@ -168,14 +173,18 @@ class Server:
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
         request = Request(environ, populate_request=False)
+        own_context = contextvars.Context()
         try:
-            page = self._off_loop(contextvars.Context().run, self._page, request)
+            page = self._off_loop(own_context.run, self._page, request)
         except ScriptTimeoutError:
             page = _busy()
         if page is None:
             return self.app(environ, start_response)
         body: Iterable[bytes] = page(environ, start_response)
-        return body if page.is_sequence else self._streamed(body)
+        if page.is_sequence:
+            return body
+        # A file is read in large parts; what a route script's generator yields goes out as it comes.
+        return self._streamed(own_context, body, _CHUNK_SIZE if page.direct_passthrough else 0)
 
     def _page(self, request: Request) -> WerkzeugResponse | None:
         """In a thread of the pool: the answer, with the body of a file that is not large; ``None`` is for the app."""
@@ -196,10 +205,10 @@ class Server:
             response.response = [body]
         return response
 
-    def _streamed(self, body: Iterable[bytes]) -> Iterator[bytes]:
+    def _streamed(self, own_context: contextvars.Context, body: Iterable[bytes], least: int) -> Iterator[bytes]:
         parts = iter(body)
         try:
-            while part := self._threads.apply(_next_part, (parts,)):
+            while part := self._threads.apply(own_context.run, (_next_part, parts, least)):
                 yield part
         finally:
             close = getattr(body, "close", None)
@@ -344,14 +353,14 @@ def _set_options(listener: socket.socket) -> None:
             listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _next_part(parts: Iterator[bytes]) -> bytes:
-    """Some parts of a body, together large enough to be worth a hop to the pool; empty at the end."""
+def _next_part(parts: Iterator[bytes], least: int) -> bytes:
+    """The next parts of a body, together at least ``least`` bytes; empty at the end."""
     taken: list[bytes] = []
     size = 0
     for part in parts:
         taken.append(part)
         size += len(part)
-        if size >= _CHUNK_SIZE:
+        if size and size >= least:
             break
     return b"".join(taken)
 

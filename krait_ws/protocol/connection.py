@@ -123,9 +123,9 @@ class ProtocolState(MessageReader):
     def send_ping(self, payload: bytes) -> None:
         """Sends a ping; ``ping_payload`` is its payload until the pong that answers it has come (section 5.5.3).
 
-        A ping that is on its way is given up for this one.
+        While one is on its way no other is sent: its pong answers both.
         """
-        if self.state is State.OPEN:
+        if self.state is State.OPEN and self.ping_payload is None:
             self.ping_payload = payload
             self._owe(encode_control(PING, payload))
 
@@ -133,7 +133,6 @@ class ProtocolState(MessageReader):
         """The control frames to send now. No data may be sent after a close frame."""
         owed = self._owed or ()
         self._owed = None
-        self.owes = False
         frames = b"".join((*owed, self._close_frame))
         self._close_frame = b""
         self.owes = False

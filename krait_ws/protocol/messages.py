@@ -182,7 +182,11 @@ class MessageReader:
                 raise ProtocolError(PROTOCOL_ERROR, "length not in its shortest form")
             if size >> 63:
                 raise ProtocolError(PROTOCOL_ERROR, "length with its highest bit set")
-        if self._size + size > self.max_message_size:
+        limit = self.max_message_size
+        # Noise grows a little when it is compressed; what it inflates to has a limit of its own.
+        if data[position] & RSV1 or (self._compressed and opcode == CONTINUATION):
+            limit += limit // 1000 + 64
+        if self._size + size > limit:
             raise ProtocolError(TOO_BIG, f"message larger than {self.max_message_size} bytes")
         if end - start < 4:
             return self._wait_for_more(data, position, end)
