@@ -131,6 +131,7 @@ class Session:
         "_ping_waiters",
         "_ping_wanted",
         "_pong_waiters",
+        "_rest",
         "_runtime",
         "_started",
         "_stop_hook_ran",
@@ -185,6 +186,7 @@ class Session:
         self._ping_wanted = False  # guarded by _lock, as are the next two
         self._ping_waiters = Waiters()  # for a ping that has not been sent
         self._pong_waiters = Waiters()  # for the answer to one that has
+        self._rest: list[Item] = []  # messages that the loop has not delivered yet; owned by the loop
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
         self._transport: Transport | None = None  # owned by the loop
@@ -301,11 +303,14 @@ class Session:
         return push_stream(self.outgoing, chunks, partial(self.end, INTERNAL_ERROR))
 
     def receive(self, messages: list[Item]) -> bool:
-        """Messages have arrived. Returns whether the socket may be read on. Thread: the loop; never waits,
-        except in the hooks of a controller with ``runs_on = "loop"``."""
+        """Messages have arrived, or there is room for those that have. Returns whether the socket may be read on.
+
+        Thread: the loop; never waits, except in the hooks of a controller with ``runs_on = "loop"``.
+        """
         if self._overrides.delivers and self.config.runs_on == "loop":
             assert self._context is not None
-            self._call_hook(self._context.run, self._deliver_on_loop, messages)
+            self._rest += messages
+            self._call_hook(self._context.run, self._deliver_on_loop)
         elif self.arrivals is not None:
             self.arrivals.put(messages)
         return self.may_receive()
@@ -447,10 +452,6 @@ class Session:
         )
 
     @property
-    def has_ended(self) -> bool:
-        return self._ended
-
-    @property
     def is_running(self) -> bool:
         """Whether user code has not ended yet."""
         return any(not handler.done.is_set() for handler in self._all_handlers())
@@ -510,10 +511,16 @@ class Session:
         self._stream = next_stream(mailbox, timeout)
         return self._stream
 
-    def _deliver_on_loop(self, messages: list[Item]) -> None:
+    def _deliver_on_loop(self) -> None:
+        """Calls the hook until its answers fill half of the out-mailbox; the rest has its turn when they have gone."""
+        messages, self._rest = self._rest, []
         deliver: Callable[[Any], None] = self.controller.on_in_message_internal
-        for message in messages:
+        outgoing = self.outgoing
+        for number, message in enumerate(messages):
             if self._ended:
+                return
+            if outgoing.is_congested:
+                self._rest = messages[number:]
                 return
             deliver(message)
 

@@ -51,7 +51,9 @@ class Site:
             return self._answer(request)
         except HTTPException as error:
             return pages.http_exception(error, request)
-        except (Exception, SystemExit) as error:
+        except (
+            BaseException
+        ) as error:  # SystemExit and its like are a script's own affair: this is a thread of the pool
             return self.failed(error, request)
 
     def failed(self, error: BaseException, request: Request) -> Response:

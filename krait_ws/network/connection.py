@@ -15,7 +15,13 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from contextlib import suppress
+from functools import partial
+
+if sys.platform.startswith("linux"):
+    import fcntl
+    import termios
 
 from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
 from krait_ws.network.poller import HANGUP, READ, WRITE
@@ -59,6 +65,7 @@ class Connection:
         "_descriptor",
         "_ending",
         "_hung_up",
+        "_in_system",
         "_loop",
         "_parts",
         "_protocol",
@@ -89,11 +96,12 @@ class Connection:
         self._timer: Timer | None = None
         self.heard_at = monotonic()
         self.stuck_since: float | None = None
+        self._in_system: int | None = None  # bytes that the system had not sent when it was asked last
         sock.setblocking(False)
         loop.watch(self._descriptor, self, READ)
         session.attach(self)
         if received:
-            self._receive(received)
+            loop.call(partial(self._receive, received))  # on the loop itself, where hooks may be called
 
     # ---- called by the loop
 
@@ -156,6 +164,18 @@ class Connection:
         """Whether silence of the peer says something."""
         return self._reading and self._closing is None and self._protocol.state is _OPEN
 
+    def is_draining(self) -> bool:
+        """Whether the peer has taken something since the last call, though the socket does not take more yet: the
+        system reports room only when there is a good deal of it."""
+        if self._sock is None or not sys.platform.startswith("linux"):
+            return False
+        waiting = int.from_bytes(fcntl.ioctl(self._descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        has_fallen = self._in_system is None or waiting < self._in_system
+        self._in_system = waiting
+        if has_fallen:
+            self.stuck_since = monotonic()
+        return has_fallen
+
     def lose(self) -> None:
         """The peer has not answered a ping in time."""
         self._gone()
@@ -204,7 +224,7 @@ class Connection:
             self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if messages and not self._session.receive(messages):
             self._pause_reading()
-        elif protocol.is_holding:
+        if protocol.is_holding and self._reading:
             self._loop.call(self._receive_held)
         state = protocol.state
         if state is _OPEN or state is _CLOSE_SENT:
@@ -287,6 +307,7 @@ class Connection:
             self._unsent = memoryview(chunk)[sent:]
             if sent or not was_stuck:
                 self.stuck_since = monotonic()
+                self._in_system = None
         elif was_stuck:
             self._unsent = self.stuck_since = None
         if was_stuck != is_stuck:
@@ -297,7 +318,7 @@ class Connection:
             return
         if self._protocol.state is _CLOSED:
             self._end_stream()
-        elif not self._reading and self._session.may_receive():
+        elif not self._reading and self._session.receive([]):
             self.resume_reading()
 
     # ---- ending

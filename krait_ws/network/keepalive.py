@@ -33,6 +33,9 @@ class Watched(Protocol):
     def is_listening(self) -> bool:
         """Whether silence says something: not while its reading is paused, nor while it closes."""
 
+    def is_draining(self) -> bool:
+        """Whether the peer has taken something since the last call."""
+
     def send_ping(self) -> None: ...
 
     def lose(self) -> None:
@@ -87,9 +90,10 @@ class Keepalive:
         if connection is None or connection.is_gone:
             return
         stuck_since = connection.stuck_since
-        if stuck_since is not None and stuck_since + self._timeout <= now:
+        if stuck_since is not None and stuck_since + self._timeout <= now and not connection.is_draining():
             connection.lose()
-        elif not self._pings or not connection.is_listening:
+        elif stuck_since is not None or not self._pings or not connection.is_listening:
+            # While something waits to be sent a ping would wait behind it; what the peer takes says enough.
             self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
             if pinged_at + self._timeout <= now:

@@ -60,10 +60,14 @@ class FakeConnection:
         self._loop = loop
         self.heard_at = loop.now
         self.stuck_since: float | None = None
+        self.drains = False
         self.is_gone = False
         self.is_listening = True
         self.pings: list[float] = []
         self.lost_at: float | None = None
+
+    def is_draining(self) -> bool:
+        return self.drains
 
     def send_ping(self) -> None:
         assert not self.is_gone
