@@ -123,6 +123,7 @@ class Session:
         "_claimed",
         "_context",
         "_ended",
+        "_fault",
         "_gone",
         "_handlers",
         "_lock",
@@ -186,6 +187,7 @@ class Session:
         self._ping_wanted = False  # guarded by _lock, as are the next two
         self._ping_waiters = Waiters()  # for a ping that has not been sent
         self._pong_waiters = Waiters()  # for the answer to one that has
+        self._fault: tuple[int, str] | None = None  # of the peer, while the handler answers what came before it
         self._rest: list[Item] = []  # messages that the loop has not delivered yet; owned by the loop
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
@@ -369,11 +371,20 @@ class Session:
             return
         runtime = self._runtime
         assert runtime is not None
+        self._fault = (code, reason)
         end = partial(self.end, code, reason)
         runtime.call_later(_LAST_ANSWERS, end)
-        self.arrivals.on_drained = partial(runtime.call, end)
-        if self.arrivals.is_drained:
-            end()
+        mailboxes = [self.arrivals]
+        if self._overrides.handles and self.incoming is not None and self.incoming is not self.arrivals:
+            mailboxes.append(self.incoming)  # the hook's messages have a handler that takes them from there
+
+        def look() -> None:
+            if all(mailbox.is_drained for mailbox in mailboxes):
+                end()
+
+        for mailbox in mailboxes:
+            mailbox.on_drained = partial(runtime.call, look)
+        look()
 
     def end(self, code: int, reason: str = "") -> bool:
         """Ends the session: the only close path. Returns ``False`` when it has been ended before."""
@@ -381,6 +392,7 @@ class Session:
             if self._ended:
                 return False
             self._ended = True
+        code, reason = self._fault or (code, reason)  # a handler that returns meanwhile does not change what happened
         self.close_code = code
         self.close_reason = reason
         self.stop()
