@@ -325,10 +325,9 @@ class Server:
             self._requests -= 1
 
     def _end_threads(self) -> None:
-        """Ends the pool's threads, but for those that a route script still holds."""
-        if not self._threads.task_queue.unfinished_tasks:
-            with gevent.Timeout(1, False):
-                self._threads.kill()
+        """Ends the pool's threads; those that a route script still holds after a second go on alone."""
+        with gevent.Timeout(1, False):
+            self._threads.kill()
 
 
 def _listen(host: str, port: int) -> socket.socket:
