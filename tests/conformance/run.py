@@ -1,7 +1,7 @@
 """Runs the Autobahn testsuite's fuzzing client against an echo site of krait-ws and judges what came out.
 
-    python tests/conformance/run.py                            # everything: about 20 minutes for each runs_on
-    python tests/conformance/run.py --quick                    # groups 1-7 and 10, handlers on threads: a minute
+    python tests/conformance/run.py                            # everything: about 10 minutes for each runs_on
+    python tests/conformance/run.py --quick                    # groups 1-7 and 10, handlers on threads: 10 seconds
     python tests/conformance/run.py --groups 5,6.4 --runs-on loop
 
 Exit code 0: no case failed, every connection was closed cleanly, the server's log holds no error and the server still
@@ -184,6 +184,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.groups = list(QUICK_GROUPS) if arguments.quick else arguments.groups.split(",")
     arguments.runs_on = ["thread"] if arguments.quick else arguments.runs_on.split(",")
+    if arguments.save and (arguments.groups != every.split(",") or arguments.runs_on != list(RUNS_ON)):
+        parser.error("--save takes the whole run: without --quick, --groups and --runs-on")
     for runs_on in arguments.runs_on:
         if runs_on not in RUNS_ON:
             parser.error(f"--runs-on: {runs_on!r} is none of {', '.join(RUNS_ON)}")
