@@ -167,6 +167,8 @@ def check(setup: Setup, data: bytes, cuts: random.Random) -> None:
 
 def _compare(setup: Setup, one: Outcome, other: Outcome, what: str) -> None:
     # Where compressed data breaks several rules in one frame, a cut decides which is seen first.
+    if setup.offer and {one.close_code, other.close_code} == {None, 1007}:
+        return  # zlib notices a reference beyond the agreed window only when the output was cut before it
     either = (None,) if not setup.offer else (1002, 1007, 1009)
     if one.close_code != other.close_code and not (one.close_code in either and other.close_code in either):
         raise Failure(f"{what} differ: {one.close_code} {one.reason!r} and {other.close_code} {other.reason!r}")
