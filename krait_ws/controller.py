@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from krait_ws.protocol.frames import Message, encode_binary, encode_close, encode_text
+from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.session import Overrides, Session
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
-
-_BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
 class WebsocketsCtrlBase:
@@ -154,7 +152,7 @@ class WebsocketsCtrlBase:
         """
         if isinstance(message, str):
             return self._krait.outgoing.push(encode_text(message))
-        if isinstance(message, _BYTES_LIKE):
+        if isinstance(message, BYTES_LIKE):
             return self._krait.outgoing.push(encode_binary(message))
         if isinstance(message, Iterator):
             return self._krait.push_stream(message)

@@ -11,10 +11,8 @@ from typing import Any
 
 from krait_ws.errors import ConnectionEndedError
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
-from krait_ws.protocol.frames import BINARY, CONTINUATION, TEXT, Message, encode_fragment
+from krait_ws.protocol.frames import BINARY, BYTES_LIKE, CONTINUATION, TEXT, Message, encode_fragment
 from krait_ws.protocol.messages import Piece
-
-_BYTES_LIKE = (bytes, bytearray, memoryview)
 
 
 def push_stream(outgoing: OutMailbox, chunks: Iterator[Message], on_half: Callable[[], Any] = no_one) -> bool:
@@ -59,7 +57,7 @@ def push_stream(outgoing: OutMailbox, chunks: Iterator[Message], on_half: Callab
 def _encoded(chunk: object, *, is_text: bool) -> bytes:
     if is_text and isinstance(chunk, str):
         return chunk.encode()
-    if not is_text and isinstance(chunk, _BYTES_LIKE):
+    if not is_text and isinstance(chunk, BYTES_LIKE):
         return bytes(chunk)
     raise TypeError(f"the chunks of a message are all str or all bytes-like, but one is {type(chunk).__name__}")
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from krait_ws.errors import ProtocolError
 
 Message: TypeAlias = str | bytes
+BYTES_LIKE = (bytes, bytearray, memoryview)
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
