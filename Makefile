@@ -9,13 +9,18 @@ SITE ?= sites
 
 FUZZ_SECONDS ?= 120
 
-.PHONY: run test check conformance fuzz bench install clean
+.PHONY: run test test-clients check conformance fuzz bench install clean
 
 run: $(VENV)/installed
 	$(BIN)/krait-ws serve $(SITE) --host $(HOST) --port $(PORT)
 
 test: $(VENV)/installed-tests
 	$(BIN)/python -m pytest $(TESTS)
+
+# The real client packages against the sites; each is installed into an environment of its own, under .venv-clients.
+test-clients: $(VENV)/installed-tests
+	$(BIN)/python tests/clients/environments.py
+	$(BIN)/python -m pytest $(or $(TESTS),tests/clients)
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .
@@ -48,5 +53,5 @@ $(VENV)/installed-tests: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-clients build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
