@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from krait_ws.mailbox import Pressure
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.session import Overrides, Session
 
@@ -160,6 +161,12 @@ class WebsocketsCtrlBase:
             f"a message is str, bytes-like or an iterator of them, not {type(message).__name__}: "
             "make it one, for example with json.dumps"
         )
+
+    @property
+    def pressure(self) -> Pressure:
+        """How far the client is behind: messages and bytes that wait, what was dropped and blocked so far. A producer
+        that can, makes less or coarser messages while it is high."""
+        return self._krait.outgoing.pressure
 
     def pop_out_message(self) -> Message | None:
         """Takes back the oldest message that the network loop has not taken yet; ``None`` when there is none."""

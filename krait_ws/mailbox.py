@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from krait_ws.config import Config
+from krait_ws.protocol.deflate import RSV1, inflate_shared
 from krait_ws.protocol.frames import CONTINUATION, FIN, TEXT, Message, is_whole, payload_of
 from krait_ws.protocol.messages import Item, Piece
 from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock, wake_all
@@ -25,6 +27,19 @@ def memory_size(item: Item) -> int:
         return len(item)
     data = item.data if isinstance(item, Piece) else item
     return len(data) if isinstance(data, bytes) or data.isascii() else 4 * len(data)
+
+
+class Pressure(NamedTuple):
+    """How far a client is behind what is pushed to it."""
+
+    messages: int
+    """Messages that wait to be sent."""
+    bytes: int
+    """Bytes of them."""
+    dropped: int
+    """Messages that ``slow_consumer`` has dropped so far."""
+    blocked: int
+    """Pushes that had to wait so far."""
 
 
 def no_one() -> None:
@@ -201,6 +216,7 @@ class OutMailbox:
         "_streamers",
         "blocked",
         "dropped",
+        "fragments",
         "limits",
         "on_output",
         "on_overflow",
@@ -221,6 +237,7 @@ class OutMailbox:
         self._mid_message = False
         self.dropped = 0  # messages that the policy dropped
         self.blocked = 0  # pushes that had to wait
+        self.fragments = 0  # frames that are not the last of their message
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -229,19 +246,25 @@ class OutMailbox:
         return bool(self._queue)
 
     @property
-    def bytes_waiting(self) -> int:
-        return self._bytes
+    def pressure(self) -> Pressure:
+        """What waits, and what the policy did so far. Thread: any."""
+        with self._lock:
+            held = self._held
+            pressure = Pressure(len(self._queue), self._bytes, self.dropped, self.blocked)
+        if held is None:
+            return pressure
+        return Pressure(*map(sum, zip(pressure, held.pressure, strict=True)))
 
     @property
     def is_congested(self) -> bool:
         """Whether it is more than half full: time to stop producing."""
         return self._bytes * 2 > self.limits.max_out_bytes or len(self._queue) * 2 > self.limits.max_out_messages
 
-    def push(self, frame: bytes) -> bool:
+    def push(self, frame: bytes, *, may_block: bool = True) -> bool:
         """Appends a frame. Returns ``False`` when the connection is over or the policy dropped it. Thread: any.
 
-        May wait for room up to ``push_timeout`` where the policy is ``block``, except on the network loop, where a
-        full mailbox ends the connection.
+        May wait for room up to ``push_timeout`` where the policy is ``block``; without ``may_block`` and on the network
+        loop, where it cannot, a full mailbox ends the connection.
         """
         with self._lock:
             if self._closed:
@@ -254,9 +277,9 @@ class OutMailbox:
                 wake = not self._signalled
                 self._signalled = True
         if held is not None:
-            return self._push_held(held, frame)
+            return self._push_held(held, frame, may_block=may_block)
         if not room:
-            return self._push_when_full(frame)
+            return self._push_when_full(frame, may_block=may_block)
         if wake:
             self.on_output()
         return True
@@ -349,6 +372,8 @@ class OutMailbox:
             waiters = self._pushers.take_all_locked()
         wake_all(waiters)
         payload = b"".join(map(payload_of, frames))
+        if frames[0][0] & RSV1:
+            payload = inflate_shared(payload)
         return payload.decode() if frames[0][0] & 0x0F == TEXT else payload
 
     def close(self) -> None:
@@ -369,12 +394,12 @@ class OutMailbox:
             self._queue.clear()
             return frames, list(self._pushers.take_all_locked())
 
-    def _push_held(self, held: OutMailbox, frame: bytes) -> bool:
-        if held.push(frame):
+    def _push_held(self, held: OutMailbox, frame: bytes, *, may_block: bool) -> bool:
+        if held.push(frame, may_block=may_block):
             return True
         with self._lock:
             ended = not self._closed and self._held is not held
-        return self.push(frame) if ended else False
+        return self.push(frame, may_block=may_block) if ended else False
 
     def _first_message_locked(self) -> int:
         """How many frames the first message has; 0 when it is not all here, or its start is on its way already."""
@@ -393,11 +418,12 @@ class OutMailbox:
         self._queue.append(frame)
         self._bytes += len(frame)
         self._mid_message = frame[0] < FIN
+        self.fragments += self._mid_message
         wake = not self._signalled
         self._signalled = True
         return wake
 
-    def _push_when_full(self, frame: bytes) -> bool:
+    def _push_when_full(self, frame: bytes, *, may_block: bool) -> bool:
         policy = self.limits.slow_consumer
         if policy == "drop_new":
             with self._lock:
@@ -405,10 +431,10 @@ class OutMailbox:
             return False
         if policy == "drop_oldest":
             return self._push_over_oldest(frame)
-        if policy == "close":
-            self.on_overflow()
-            return False
-        return self._push_blocking(frame)
+        if policy == "block" and may_block:
+            return self._push_blocking(frame)
+        self.on_overflow()
+        return False
 
     def _push_over_oldest(self, frame: bytes) -> bool:
         with self._lock:

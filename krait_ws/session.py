@@ -116,6 +116,14 @@ class Session:
         controller: Whose hooks to call.
         overrides: Which hooks are the user's.
         use_queue: Whether ``pop_in_message`` is to be used.
+
+    Attributes:
+        opened_at: When it was accepted (``monotonic``); 0.0 before.
+        bytes_in: Bytes from the socket so far, heads of frames included. Written on the loop, as are the next three.
+        bytes_out: Bytes to the socket.
+        messages_in: Whole messages from the peer, or pieces of them with ``stream_messages``.
+        frames_out: Frames to the peer, without control frames.
+        shared_window: Bits of the window that a message compressed for many may use; 0 for none.
     """
 
     __slots__ = (
@@ -141,18 +149,24 @@ class Session:
         "_stream",
         "_transport",
         "arrivals",
+        "bytes_in",
+        "bytes_out",
         "close_code",
         "close_reason",
         "config",
         "controller",
         "ended",
+        "frames_out",
         "id",
         "in_lock",
         "incoming",
         "latency",
+        "messages_in",
+        "opened_at",
         "outgoing",
         "protocol",
         "request",
+        "shared_window",
         "stopping",
         "streams",
     )
@@ -181,6 +195,9 @@ class Session:
         self._handlers: list[Handler] = []  # appended to by start only
         self._stopper: Handler | None = None  # runs the user's on_stop
         self._stop_hook_ran = False
+        self.opened_at = 0.0
+        self.bytes_in = self.bytes_out = self.messages_in = self.frames_out = 0
+        self.shared_window = 0
         self.latency: float | None = None
         self.streams = bool(getattr(type(controller), "stream_messages", False))
         self._stream: MessageStream | None = None  # the message that is being read; owned by the reader
@@ -229,6 +246,7 @@ class Session:
             Exception: Whatever ``on_start`` raised.
         """
         self._runtime = runtime
+        self.opened_at = monotonic()
         self._on_over = on_over
         self._gone = False
         self.request = request
@@ -322,6 +340,11 @@ class Session:
         if self.config.runs_on == "loop" and self.outgoing.is_congested:
             return False  # its hook cannot wait for a slow consumer, so the producer waits
         return self.arrivals is None or not self.arrivals.is_full
+
+    @property
+    def messages_out(self) -> int:
+        """Messages to the peer so far. Thread: any."""
+        return max(0, self.frames_out - self.outgoing.fragments)
 
     # ---- pings
 

@@ -18,10 +18,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from krait_ws import context
+from krait_ws.broadcast import broadcast
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
 from krait_ws.controller import WebsocketsCtrlBase
 
-__all__ = ["WebsocketsCtrlBase", "WebsocketsRequest", "WebsocketsResponse"]
+__all__ = ["WebsocketsCtrlBase", "WebsocketsRequest", "WebsocketsResponse", "broadcast"]
 
 if TYPE_CHECKING:
     request: WebsocketsRequest | None

@@ -25,6 +25,7 @@ LAYERS = [
     ["streams"],
     ["session"],
     ["controller"],
+    ["broadcast"],
     ["http"],
     ["context"],
     ["", "websockets"],  # the façades; "" is krait_ws itself

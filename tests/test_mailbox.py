@@ -248,10 +248,10 @@ def test_frames_are_taken_in_order_and_together() -> None:
     assert mailbox.push(encode_text("a")) is True
     assert mailbox.push(encode_text("b")) is True
     assert len(mailbox) == 2
-    assert mailbox.bytes_waiting == 6
+    assert mailbox.pressure.bytes == 6
     assert take(mailbox) == encode_text("a") + encode_text("b")
     assert take(mailbox) == b""
-    assert mailbox.bytes_waiting == len(mailbox) == 0
+    assert mailbox.pressure.bytes == len(mailbox) == 0
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_drop_oldest(limits: dict[str, int], fits: int) -> None:
     mailbox, _, overflow = new_out(slow_consumer="drop_oldest", **limits)
     frames = [encode_binary(bytes((number,)) * 8) for number in range(5)]
     assert [mailbox.push(frame) for frame in frames] == [True] * 5
-    assert mailbox.bytes_waiting == fits * 10
+    assert mailbox.pressure.bytes == fits * 10
     assert take(mailbox) == b"".join(frames[-fits:])
     assert mailbox.dropped == 5 - fits
     assert overflow.count == 0
@@ -344,7 +344,7 @@ def test_drop_oldest_makes_as_much_room_as_it_needs() -> None:
     for _ in range(4):
         mailbox.push(frame_of(10))
     assert mailbox.push(frame_of(25)) is True
-    assert mailbox.bytes_waiting == 35
+    assert mailbox.pressure.bytes == 35
     assert mailbox.dropped == 3
 
 

@@ -98,6 +98,8 @@ class Connection:
         self.stuck_since: float | None = None
         self._in_system: int | None = None  # bytes that the system had not sent when it was asked last
         sock.setblocking(False)
+        if deflate is not None:
+            session.shared_window = deflate.window_bits
         loop.watch(self._descriptor, self, READ)
         session.attach(self)
         if received:
@@ -212,6 +214,7 @@ class Connection:
             self._gone()
         elif not self._ending:
             self.heard_at = loop.now
+            self._session.bytes_in += received
             data = loop.buffer_view[:received]
             self._receive(bytes(data) if received < _COPY_BELOW else data)
 
@@ -222,8 +225,10 @@ class Connection:
         messages = protocol.receive(data)
         if ping is not None and protocol.ping_payload is None:
             self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
-        if messages and not self._session.receive(messages):
-            self._pause_reading()
+        if messages:
+            self._session.messages_in += len(messages)
+            if not self._session.receive(messages):
+                self._pause_reading()
         if protocol.is_holding and self._reading:
             self._loop.call(self._receive_held)
         state = protocol.state
@@ -268,6 +273,7 @@ class Connection:
             return control
         frames = self._session.outgoing.take(SEND_SIZE) if self._deflate is None else self._take_compressed()
         if frames:
+            self._session.frames_out += len(frames)
             if control:
                 frames.insert(0, control)
             return frames[0] if len(frames) == 1 else b"".join(frames)
@@ -302,6 +308,7 @@ class Connection:
             self._gone()
             return
         was_stuck = self._unsent is not None
+        self._session.bytes_out += sent
         is_stuck = sent < len(chunk)
         if is_stuck:
             self._unsent = memoryview(chunk)[sent:]

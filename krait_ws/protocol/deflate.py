@@ -41,13 +41,17 @@ _MEMORY_LEVEL = 5  # of zlib's 1 to 9; what it makes of the windows stands in do
 
 
 class Deflate:
-    """The codec of one connection, as negotiated."""
+    """The codec of one connection, as negotiated.
 
-    __slots__ = ("_compressor", "_config", "_forgets", "_inflater", "_peer_bits", "_peer_forgets", "_window_bits")
+    Attributes:
+        window_bits: Of our side: what the peer can inflate.
+    """
+
+    __slots__ = ("_compressor", "_config", "_forgets", "_inflater", "_peer_bits", "_peer_forgets", "window_bits")
 
     def __init__(self, parameters: PerMessageDeflate, config: Config) -> None:
         # Only its numbers are kept: the library's object holds a compressor of its own, 86 KB a connection.
-        self._window_bits = parameters.local_max_window_bits
+        self.window_bits = parameters.local_max_window_bits
         self._forgets = parameters.local_no_context_takeover
         self._peer_bits = parameters.remote_max_window_bits
         self._peer_forgets = parameters.remote_no_context_takeover
@@ -94,7 +98,7 @@ class Deflate:
     def parts(self, frame: bytes) -> list[bytes]:
         """A large frame as fragments, so that compressing it can be spread over several turns."""
         opcode = frame[0] & 0x0F
-        payload = payload_of(frame) if len(frame) > _PART else b""
+        payload = payload_of(frame) if len(frame) > _PART and not frame[0] & RSV1 else b""
         if len(payload) <= _PART or opcode not in (TEXT, BINARY, CONTINUATION):
             return [frame]
         last = (len(payload) - 1) // _PART
@@ -110,13 +114,16 @@ class Deflate:
     def deflate(self, frame: bytes) -> bytes:
         """A frame of ours with its payload compressed; unchanged when the message is below the threshold."""
         first = frame[0]
+        if first & RSV1:  # compressed for many; the window of the peer holds it now, so ours begins anew
+            self._compressor = None
+            return frame
         opcode = first & 0x0F
         payload = payload_of(frame)
         if first >= FIN and opcode != CONTINUATION and len(payload) < self._config.compress_threshold:
             return frame  # a fragmented message is compressed in any case: its size is not known at its start
         is_first = opcode != CONTINUATION
         if self._compressor is None:
-            self._compressor = zlib.compressobj(wbits=-self._window_bits, memLevel=_MEMORY_LEVEL)
+            self._compressor = _new_compressor(self.window_bits)
         data: bytes = self._compressor.compress(payload) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
         if first >= FIN:
             data = data[: -len(_TAIL)]  # section 7.2.1
@@ -126,6 +133,24 @@ class Deflate:
 
     def _new_inflater(self) -> Any:
         return zlib.decompressobj(wbits=-self._peer_bits)
+
+
+def deflate_shared(frame: bytes, window_bits: int) -> bytes:
+    """A whole frame with its payload compressed by itself: any peer with such a window can inflate it, whatever came
+    before. Thread: any."""
+    compressor = _new_compressor(window_bits)
+    data: bytes = compressor.compress(payload_of(frame)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    data = data[: -len(_TAIL)]
+    return head(frame[0] | RSV1, len(data)) + data
+
+
+def inflate_shared(payload: bytes) -> bytes:
+    """What ``deflate_shared`` compressed."""
+    return zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(payload + _TAIL)
+
+
+def _new_compressor(window_bits: int) -> Any:
+    return zlib.compressobj(wbits=-window_bits, memLevel=_MEMORY_LEVEL)
 
 
 def negotiate(header: str, config: Config) -> tuple[Deflate, str] | None:

@@ -10,7 +10,7 @@ import re
 import threading
 from datetime import datetime
 
-from krait_ws.websockets import WebsocketsCtrlBase
+from krait_ws.websockets import WebsocketsCtrlBase, broadcast
 
 MAX_NAME_CHARS = 32
 MAX_TEXT_CHARS = 2000
@@ -77,8 +77,7 @@ rooms = Rooms()
 class ChatMember(WebsocketsCtrlBase):
     """One person in one room."""
 
-    # Each member pushes to all the others. With "block" one member who reads slowly would hold up everybody
-    # who writes; this way that member loses the oldest messages, and the room goes on.
+    # A member who reads slowly loses the oldest messages and stays; with "block" the connection would close.
     slow_consumer = "drop_oldest"
     max_message_size = 32 * 1024  # bytes; MAX_TEXT_CHARS take at most 12 each in JSON
 
@@ -121,19 +120,15 @@ class ChatMember(WebsocketsCtrlBase):
         self.push_out_message(json.dumps({"type": "error", "text": text}))
 
     def tell_room(self, **message: object) -> None:
-        """Sends a message to everybody in the room; encodes it once."""
-        encoded = json.dumps(message)
+        """Sends a message to everybody in the room."""
         _version, members = rooms.look(self.room)
-        for member in members:
-            member.push_out_message(encoded)
+        broadcast(members, json.dumps(message))
 
     def tell_room_people(self) -> None:
         """Sends the list of people; as two threads may overtake each other, the highest version counts."""
         version, members = rooms.look(self.room)
         people = [member.name for member in members]
-        encoded = json.dumps({"type": "people", "people": people, "version": version})
-        for member in members:
-            member.push_out_message(encoded)
+        broadcast(members, json.dumps({"type": "people", "people": people, "version": version}))
 
 
 def read_text(message: str | bytes) -> str | None:

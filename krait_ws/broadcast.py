@@ -1,0 +1,57 @@
+"""One message to many controllers.
+
+Comes in: controllers and a message. Goes out: the same frame to each out-mailbox, encoded once, and compressed once for
+each compression setting among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from krait_ws.controller import WebsocketsCtrlBase
+from krait_ws.protocol.deflate import deflate_shared
+from krait_ws.protocol.frames import BYTES_LIKE, encode_binary, encode_text, payload_of
+
+
+def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | bytearray | memoryview) -> int:
+    """Queues ``message`` for every controller, as ``push_out_message`` does for one, and never waits for any.
+
+    Where an out-mailbox is full, the controller's ``slow_consumer`` decides: ``"drop_new"`` and ``"drop_oldest"`` drop;
+    ``"close"``, and ``"block"`` because it cannot wait here, close with 1013. A connection that is over takes nothing.
+
+    The order of messages to one client is that of the calls of one thread. A message from ``compress_threshold`` bytes
+    on is compressed here, in the caller's thread, by itself: for those that keep a window it begins a new one.
+
+    Args:
+        controllers: Whom to send it to. They are walked through once: a set that other threads change must be copied
+            first, ``list(members)``, under its lock.
+        message: ``str`` is sent as text, bytes-like as binary (copied).
+
+    Returns:
+        For how many it is queued.
+
+    Raises:
+        TypeError: A message of another type.
+        UnicodeEncodeError: A text with a lone surrogate.
+
+    Thread: any.
+    """
+    if isinstance(message, str):
+        frame = encode_text(message)
+    elif isinstance(message, BYTES_LIKE):
+        frame = encode_binary(message)
+    else:
+        raise TypeError(
+            f"a message is str or bytes-like, not {type(message).__name__}: make it one, as with json.dumps"
+        )
+    size = len(payload_of(frame))
+    compressed: dict[int, bytes] = {}
+    queued = 0
+    for controller in controllers:
+        session = controller._krait
+        own = frame
+        if session.shared_window and size >= session.config.compress_threshold:
+            own = compressed.get(session.shared_window) or deflate_shared(frame, session.shared_window)
+            compressed[session.shared_window] = own
+        queued += session.outgoing.push(own, may_block=False)
+    return queued
