@@ -13,7 +13,8 @@ from pathlib import Path
 
 from werkzeug.exceptions import HTTPException
 
-from krait_ws import pages
+from krait_ws import context, pages
+from krait_ws.auth import CLOSE_CODE, ClosingResponse, Unauthorized
 from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
 from krait_ws.errors import RouteScriptError
@@ -49,6 +50,10 @@ class Site:
         """
         try:
             return self._answer(request)
+        except Unauthorized as error:
+            if error.close and context.websockets_request.get() is not None:
+                return ClosingResponse(CLOSE_CODE, error.reason)
+            return pages.http_exception(error, request)
         except HTTPException as error:
             return pages.http_exception(error, request)
         except (

@@ -29,6 +29,7 @@ LAYERS = [
     ["http"],
     ["context"],
     ["", "websockets"],  # the façades; "" is krait_ws itself
+    ["auth"],
     ["routing", "scripts", "pages"],
     ["site"],
     ["network"],

@@ -31,6 +31,7 @@ import pytest
 from websockets.sync.client import connect
 
 import krait_ws
+import krait_ws.auth
 import krait_ws.errors
 import krait_ws.testing
 import krait_ws.websockets
@@ -186,20 +187,31 @@ def talk_to_heartbeat(site: SiteServer) -> None:
         assert re.fullmatch(r"after \d+", client.expect_close(1000))
 
 
-def talk_to_account(site: SiteServer) -> None:
-    def status(**options: Any) -> int:
-        with pytest.raises(Refused) as refused:
-            site.connect("/account", **options)
-        return refused.value.status
+def status_of_refusal(site: SiteServer, path: str, **options: Any) -> int:
+    with pytest.raises(Refused) as refused:
+        site.connect(path, **options)
+    return refused.value.status
 
+
+def talk_to_feed(site: SiteServer) -> None:
+    assert status_of_refusal(site, "/feed") == 401
+    assert status_of_refusal(site, "/feed", headers={"Authorization": "Bearer wrong"}) == 401
+    with site.connect("/feed", headers={"Authorization": "Bearer f6b1c2"}) as client:
+        client.expect("Welcome back, ada.")
+
+
+def talk_to_account(site: SiteServer) -> None:
     own = "https://chat.example.com"
-    assert status() == 401
-    assert status(origin="https://evil.example", headers={"Cookie": "session=ada:f6b1c2"}) == 403
-    assert status(origin=own) == 401
-    assert status(origin=own, headers={"Cookie": "session=ada:wrong"}) == 401
-    assert status(origin=own, headers={"Cookie": "session=nobody:"}) == 401
-    with site.connect("/account", origin=own, headers={"Cookie": "session=ada:f6b1c2"}) as client:
-        client.expect("Welcome back.")
+    assert site.get("/account").status == 401
+    signed_in = site.get("/account", headers={"Authorization": "Basic YWRhOmY2YjFjMg=="})
+    assert signed_in.text == "You are signed in.\n"
+    cookie = {"Cookie": signed_in.headers["Set-Cookie"].partition(";")[0]}
+    assert status_of_refusal(site, "/account", origin="https://evil.example", headers=cookie) == 403
+    for headers in (None, {"Cookie": "session=ada"}):
+        with site.connect("/account", origin=own, headers=headers) as client:
+            assert client.expect_close(4401) == "Sign in first."
+    with site.connect("/account", origin=own, headers=cookie) as client:
+        client.expect("Welcome back, ada.")
 
 
 CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
@@ -208,6 +220,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/counter": talk_to_counter,
     "/digest": talk_to_digest,
     "/events": talk_to_events,
+    "/feed": talk_to_feed,
     "/heartbeat": talk_to_heartbeat,
     "/hello": talk_to_hello,
     "/price": talk_to_price,
@@ -378,6 +391,7 @@ def test_the_reference_names_the_whole_contract() -> None:
     contract = (
         set(krait_ws.__all__)
         | set(krait_ws.websockets.__all__)
+        | set(krait_ws.auth.__all__)
         | own_members([krait_ws.websockets.WebsocketsCtrlBase])
         | own_members([krait_ws.websockets.WebsocketsRequest]) - {"compact"}
         | own_members([krait_ws.testing.Client, krait_ws.testing.SiteServer, krait_ws.testing.Driver]) - {"server"}
