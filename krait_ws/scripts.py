@@ -49,16 +49,22 @@ def upgrade_required() -> Response:
 class Script:
     """A compiled route script.
 
+    Args:
+        file: Its code.
+        module_name: Name of the module that it becomes.
+        package: Where its relative imports start; without one they fail.
+
     Raises:
         SyntaxError: The file is no Python, with its name and line.
     """
 
-    def __init__(self, file: Path, module_name: str) -> None:
+    def __init__(self, file: Path, module_name: str, package: str = "") -> None:
         tree = ast.parse(file.read_bytes(), str(file))
         self.file = file
         self.hooks = _HOOKS & _bound_names(tree)
         self._code: CodeType = compile(tree, str(file), "exec", dont_inherit=True)
         self._module_name = module_name
+        self._package = package
         self._module: ModuleType | None = None  # guarded by _load_lock
         self._load_lock = threading.Lock()
 
@@ -86,7 +92,11 @@ class Script:
     def _execute(self, upgrade: WebsocketsRequest | None) -> Answer:
         # dataclasses and typing look a class's module up by its name, so there must be one.
         sys.modules.setdefault(self._module_name, self._new_module())
-        names: dict[str, object] = {"__name__": self._module_name, "__file__": str(self.file)}
+        names: dict[str, object] = {
+            "__name__": self._module_name,
+            "__package__": self._package,
+            "__file__": str(self.file),
+        }
         exec(self._code, names)
         answer = context.websockets_response.get() or context.http_response.get()
         if answer is not None:
@@ -122,6 +132,7 @@ class Script:
     def _new_module(self) -> ModuleType:
         module = ModuleType(self._module_name)
         module.__file__ = str(self.file)
+        module.__package__ = self._package
         return module
 
     def _loaded(self) -> ModuleType:
@@ -144,7 +155,8 @@ class Script:
 class Scripts:
     """The route scripts of a site, compiled once each; with ``reloads``, again when they or their modules changed.
 
-    The site's folder is importable while this is open, so that scripts share code in private modules.
+    While this is open scripts share code in private modules: the site's folder is importable, and so is, relatively,
+    what stands beside a script.
     """
 
     def __init__(self, root: Path, *, reloads: bool) -> None:
@@ -172,7 +184,7 @@ class Scripts:
                 self._forget_locked()
             script = self._scripts.get(file)
             if script is None:
-                script = self._scripts[file] = Script(file, self._module_name(file))
+                script = self._scripts[file] = Script(file, self._module_name(file), self._package(file.parent))
             return script
 
     def close(self) -> None:
@@ -188,6 +200,18 @@ class Scripts:
         """A name that no import statement can mean, and no two files share."""
         inside = file.relative_to(self._root).as_posix()
         return f"krait_route_{zlib.crc32(inside.encode()):08x}_{re.sub(r'[^0-9A-Za-z_]', '_', inside[:-3])}"
+
+    def _package(self, folder: Path) -> str:
+        """The package of a folder of the site. What a script imports relatively is found wherever the folder stands: in
+        this site, or as a site of its own."""
+        name = f"krait_site_{zlib.crc32(str(self._root).encode()):08x}"
+        _make_package(name, self._root)
+        path = self._root
+        for part in folder.relative_to(self._root).parts:
+            path /= part
+            name += "." + part.replace(".", "/")  # a dot would begin another package; no folder has a slash in its name
+            _make_package(name, path)
+        return name
 
     def _take_snapshot(self) -> dict[str, tuple[int, int]]:
         """Time and size of every Python file of the site; empty when nothing is ever reloaded."""
@@ -206,10 +230,18 @@ class Scripts:
         for name, module in list(sys.modules.items()):
             # A package without an __init__.py has no file, only a path.
             places = (getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ()))
-            if any(isinstance(place, str) and self._root in Path(place).parents for place in places):
+            if any(isinstance(place, str) and Path(place).is_relative_to(self._root) for place in places):
                 sys.modules.pop(name, None)
         importlib.invalidate_caches()
         self._scripts.clear()
+
+
+def _make_package(name: str, folder: Path) -> None:
+    """Makes a folder a package under this name, unless it is one."""
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
 
 
 def _bound_names(tree: ast.Module) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -534,9 +535,10 @@ def test_close_takes_everything_of_the_site_out_of_the_interpreter(
     """Failed for a folder without ``__init__.py``: it stayed, and shadowed the same name in another site."""
     path, writes = list(sys.path), sys.dont_write_bytecode
     files = {
-        "page.py": FUNCTIONS + "    from _shelf import book\n    import _single\n",
+        "page.py": FUNCTIONS + "    from _shelf import book\n    import _single\n    from ._beside import page\n",
         "_shelf/book.py": "",
         "_single.py": "",
+        "_beside.py": "page = 1",
     }
     if package:
         files["_shelf/__init__.py"] = ""
@@ -551,3 +553,81 @@ def test_close_takes_everything_of_the_site_out_of_the_interpreter(
 
 def test_an_answer_is_a_response_of_werkzeug(new_site: NewSite) -> None:
     assert isinstance(new_site({"page.py": PAGE.format(value="x")}).http(), WerkzeugResponse)
+
+
+# ---- a folder that is a site of its own, or a part of one
+
+COUNT = """
+    total = 0
+
+
+    def count():
+        global total
+        total += 1
+        return str(total)
+    """
+
+COUNTER_FUNCTION = """
+    import krait_ws
+    from {dots}_count import count
+
+
+    def http(request):
+        return krait_ws.Response(count())
+    """
+
+COUNTER_SCRIPT = """
+    import krait_ws
+    from {dots}_count import count
+
+    krait_ws.response = krait_ws.Response(count())
+    """
+
+
+@pytest.mark.parametrize("source", [COUNTER_FUNCTION, COUNTER_SCRIPT], ids=["function form", "script form"])
+@pytest.mark.parametrize("inside", ["", "shop/", "shop/[name]/", "a.b/"])
+def test_what_stands_beside_a_script_is_imported_relatively(new_site: NewSite, source: str, inside: str) -> None:
+    site = new_site(
+        {
+            f"{inside}_count.py": COUNT,
+            f"{inside}one.py": source.format(dots="."),
+            f"{inside}socket.io/two.py": source.format(dots=".."),
+        }
+    )
+    assert [site.text(f"{inside}{name}.py") for name in ("one", "socket.io/two", "one")] == ["1", "2", "3"]
+
+
+def test_two_sites_have_a_private_module_of_the_same_name(new_site: NewSite, tmp_path: Path) -> None:
+    files = {"_count.py": COUNT, "page.py": COUNTER_FUNCTION.format(dots=".")}
+    first = new_site(files)
+    other = tmp_path / "other"
+    shutil.copytree(first.root, other)
+    second = Site(other)
+    try:
+        assert [first.text(), first.text(), second.text()] == ["1", "2", "1"]
+    finally:
+        second.scripts.close()
+
+
+def test_a_relative_import_leaves_no_site(new_site: NewSite) -> None:
+    site = new_site({"page.py": "from .._count import count\n"})
+    (site.root.parent / "_count.py").write_text("raise AssertionError('it was imported')")
+    with pytest.raises(ImportError, match="beyond top-level package"):
+        site.http()
+
+
+def test_a_module_that_is_imported_relatively_is_loaded_anew(new_site: NewSite) -> None:
+    site = new_site({"a/_value.py": "value = 'old'\n", "a/page.py": VALUE_OF_NEIGHBOUR}, reloads=True)
+    assert site.text("a/page.py") == "old"
+    (site.root / "a/_value.py").write_text("value = 'newer'\n")
+    assert site.text("a/page.py") == "newer"
+
+
+VALUE_OF_NEIGHBOUR = """
+    import krait_ws
+    from ._value import value
+
+
+    def http(request):
+        return krait_ws.Response(value)
+    """
