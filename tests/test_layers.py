@@ -33,6 +33,7 @@ LAYERS = [
     ["routing", "scripts", "pages"],
     ["site"],
     ["network"],
+    ["client"],
     ["testing", "cli"],
     ["__main__"],
 ]
@@ -119,6 +120,21 @@ def test_imports_go_down(name: str) -> None:
 def test_the_protocol_knows_no_socket_no_thread_no_gevent_and_no_log(name: str) -> None:
     found = {other.split(".")[0] for other in imports(source_of(name).read_text(), modules())}
     assert not found & FORBIDDEN_IN_PROTOCOL
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] == "client"])
+def test_the_clients_need_nothing_of_the_server(name: str) -> None:
+    others = {other for other in inside(imports(source_of(name).read_text(), modules())) if not is_client(other)}
+    assert others <= {"errors", "version"}
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] not in ("client", "cli")])
+def test_the_server_needs_no_client(name: str) -> None:
+    assert not [other for other in inside(imports(source_of(name).read_text(), modules())) if is_client(other)]
+
+
+def is_client(name: str) -> bool:
+    return name.split(".")[0] == "client"
 
 
 def test_errors_import_nothing() -> None:

@@ -1,0 +1,422 @@
+"""How a WebSocket connection to a server is opened, and an open one.
+
+The only place that knows the ``websockets`` package: its exceptions become those of ``errors.py`` here. A ``Transport``
+says where to and how; ``open()`` gives a ``Link``, one open connection. Comes in: messages from any thread. Goes out:
+messages in the order of arrival, to one reader at a time.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from ssl import SSLContext
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from websockets.exceptions import (
+    ConcurrencyError,
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+)
+from websockets.protocol import OPEN, Event
+from websockets.sync.client import ClientConnection, connect
+from websockets.uri import parse_uri
+
+from krait_ws.client.errors import (
+    AuthError,
+    ClientError,
+    ConnectionBusyError,
+    ConnectionClosedError,
+    ConnectionUnavailableError,
+)
+
+Message = str | bytes
+"""Text is ``str``, binary is ``bytes``."""
+
+
+class Auth(Protocol):
+    """What proves who we are. Called in a thread of the transport; both methods may block."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers of one upgrade request."""
+
+    def refresh(self) -> bool:
+        """The server answered 401: gets new credentials. Returns ``False`` when there are no others."""
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Where to connect and how. Holds no connection; one may serve any number of them. Thread: any.
+
+    Args:
+        url: ``ws://…`` or ``wss://…``.
+        headers: Further headers of the upgrade request.
+        auth: Credentials. On 401 they are refreshed once and the request is repeated once.
+        subprotocols: Offered to the server, the dearest first.
+        ssl: How certificates are checked; the system's way by default. Only for ``wss://``.
+        proxy: ``True`` takes the proxy of the environment, as ``HTTPS_PROXY`` and ``NO_PROXY`` say it; ``None`` takes
+            none; a URL names one.
+        compression: Offers permessage-deflate (RFC 7692).
+        max_message_bytes: A longer message ends the connection with 1009.
+        open_timeout: Seconds for everything until the connection is open: names, TCP, TLS, credentials, upgrade.
+        ping_interval: Seconds between pings; ``None`` sends none.
+        ping_timeout: Seconds in which a ping must be answered, else the connection is over; ``None`` does not care.
+        send_timeout: Seconds in which a message must be handed to the system, else the connection is over.
+        close_timeout: Seconds that the server has to answer our close.
+
+    Raises:
+        ValueError: The URL, a header or a number of seconds cannot be used.
+    """
+
+    url: str
+    _: KW_ONLY
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auth: Auth | None = field(default=None, repr=False)
+    subprotocols: Sequence[str] = ()
+    ssl: SSLContext | None = None
+    proxy: str | bool | None = True
+    compression: bool = True
+    max_message_bytes: int = 1 << 20
+    open_timeout: float = 10.0
+    ping_interval: float | None = 20.0
+    ping_timeout: float | None = 20.0
+    send_timeout: float = 30.0
+    close_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        try:
+            secure = parse_uri(self.url).secure
+        except InvalidURI as error:
+            raise ValueError(f"{self.place!r} is no WebSocket URL ({error.msg}): write ws://host/path") from None
+        if self.ssl is not None and not secure:
+            raise ValueError(f"ssl is given, but {self.place} is not encrypted: write wss://")
+        for name in ("max_message_bytes", "open_timeout", "send_timeout", "close_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
+        for name in ("ping_interval", "ping_timeout"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise ValueError(f"{name} must be more than 0 or None, not {getattr(self, name)!r}")
+        _check_headers(self.headers)
+
+    def __repr__(self) -> str:
+        return f"Transport({self.place!r})"
+
+    @property
+    def place(self) -> str:
+        """The URL without user, password and query: what may be logged."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    def open(self) -> Link:
+        """Opens a connection and waits for it, at most ``open_timeout`` seconds.
+
+        Raises:
+            AuthError: 401 after the refresh, or 403.
+            ConnectionUnavailableError: Everything else that can go wrong.
+        """
+        return self.dial().wait()
+
+    def dial(self) -> Dial:
+        """Starts to open a connection. For who wants to be able to give up while it goes on."""
+        return Dial(self)
+
+
+class Dial:
+    """One connection being opened, in a thread of its own: looking up a name knows no deadline and cannot be stopped.
+
+    Thread: any. ``wait`` takes the connection, so it is called once.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._deadline = time.monotonic() + transport.open_timeout
+        self._lock = threading.Lock()
+        self._over = threading.Event()  # opened, failed or given up
+        self._result: Link | Exception | None = None  # guarded by _lock
+        self._given_up = False  # guarded by _lock
+        self._current: _WebSocket | None = None  # whose upgrade is under way; guarded by _lock
+        threading.Thread(target=self._run, name="krait-client-dial", daemon=True).start()
+
+    def wait(self) -> Link:
+        """The open connection.
+
+        Raises:
+            AuthError: 401 after the refresh, or 403.
+            ConnectionUnavailableError: It was not opened, not in time, or ``give_up`` was called.
+        """
+        try:
+            in_time = self._over.wait(max(0.0, self._deadline - time.monotonic()))
+            with self._lock:
+                result, self._result = self._result, None
+        finally:
+            self.give_up()  # nothing to do unless the time is up, or Ctrl-C came
+        if isinstance(result, Link):
+            return result
+        if result is not None:
+            raise result
+        place, seconds = self._transport.place, self._transport.open_timeout
+        raise ConnectionUnavailableError(
+            f"{place}: given up while it was being opened" if in_time else f"{place}: not open after {seconds:g} s"
+        )
+
+    def give_up(self) -> None:
+        """Wakes who waits. A connection that is opened all the same is cut at once."""
+        with self._lock:
+            self._given_up = True
+            result, self._result = self._result, None
+            current, self._current = self._current, None
+        if isinstance(result, Link):
+            result.abort()
+        elif current is not None:
+            current.cut()
+        self._over.set()
+
+    def _run(self) -> None:
+        try:
+            result: Link | Exception = self._open()
+        except ClientError as error:
+            result = error
+        except Exception as error:  # whatever a resolver, a proxy or a TLS context comes up with
+            result = _unavailable(self._transport, error)
+        with self._lock:
+            self._current = None
+            given_up = self._given_up
+            if not given_up:
+                self._result = result
+        if given_up and isinstance(result, Link):
+            result.abort()
+        self._over.set()
+
+    def _open(self) -> Link:
+        auth = self._transport.auth
+        try:
+            return self._upgrade()
+        except AuthError as error:
+            if auth is None or error.status != 401 or not _asked(self._transport, auth.refresh):
+                raise
+            return self._upgrade()
+
+    def _upgrade(self) -> Link:
+        transport = self._transport
+        headers = dict(transport.headers)
+        if transport.auth is not None:
+            headers.update(_asked(transport, transport.auth.headers))
+            _check_headers(headers)
+        options: dict[str, Any] = {
+            "ssl": transport.ssl,
+            "proxy": transport.proxy or None,
+            "compression": "deflate" if transport.compression else None,
+            "additional_headers": headers,
+            "subprotocols": transport.subprotocols or None,
+            "open_timeout": max(0.001, self._deadline - time.monotonic()),
+            "ping_interval": transport.ping_interval,
+            "ping_timeout": transport.ping_timeout,
+            "close_timeout": transport.close_timeout,
+            "max_size": transport.max_message_bytes,
+            "create_connection": self._create,
+        }
+        try:
+            websocket = connect(transport.url, **options).__enter__()
+        except InvalidStatus as error:
+            raise _refused(transport, error) from error
+        assert isinstance(websocket, _WebSocket)
+        websocket.socket.settimeout(transport.send_timeout)
+        return Link(websocket, transport)
+
+    def _create(self, *arguments: Any, **options: Any) -> _WebSocket:
+        websocket = _WebSocket(*arguments, **options)
+        with self._lock:
+            self._current = websocket
+            given_up = self._given_up
+        if given_up:
+            websocket.cut()
+        return websocket
+
+
+class Link:
+    """One open connection. It never comes back once it is over. Thread: any; one reader at a time."""
+
+    def __init__(self, websocket: _WebSocket, transport: Transport) -> None:
+        self._websocket = websocket
+        self._transport = transport
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has begun to close and the socket works, as far as it is known."""
+        return self._websocket.state is OPEN
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The one that the server chose."""
+        return self._websocket.subprotocol
+
+    @property
+    def last_frame_at(self) -> float:
+        """When the last frame came from the server, a pong or a ping too, on the clock of ``time.monotonic``."""
+        return self._websocket.last_frame_at
+
+    def send(self, message: str | bytes | bytearray | memoryview) -> None:
+        """Sends text or binary. Waits while the server does not read, at most ``send_timeout`` seconds.
+
+        Raises:
+            ConnectionClosedError: The connection is over, or the time was up and it is over now.
+            TypeError: The message is of another type.
+        """
+        if not isinstance(message, str | bytes | bytearray | memoryview):
+            raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
+        try:
+            self._websocket.send(message)
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+
+    def recv(self, timeout: float | None = None) -> Message:
+        """The next message; an empty one is a message too. Those that came before the end come before the error.
+
+        Args:
+            timeout: Seconds to wait; 0 only looks, ``None`` waits until a message comes or the connection is over.
+
+        Raises:
+            TimeoutError: No message came in time.
+            ConnectionClosedError: The connection is over.
+            ConnectionBusyError: Another thread is receiving.
+        """
+        try:
+            return self._websocket.recv(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"no message came within {timeout:g} s") from None
+        except ConcurrencyError:
+            raise ConnectionBusyError("another thread is receiving from this connection") from None
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+
+    def ping(self, timeout: float = 10.0) -> float:
+        """Sends a ping and waits for its pong. Returns the seconds between them.
+
+        Raises:
+            TimeoutError: No pong came in time. The connection stays as it is.
+            ConnectionClosedError: The connection is over.
+        """
+        try:
+            sent_at = time.monotonic()
+            answered = self._websocket.ping(ack_on_close=True)
+            in_time = answered.wait(timeout)
+        except ConnectionClosed as closed:
+            raise _closed(closed) from closed
+        if not in_time:
+            raise TimeoutError(f"no pong came within {timeout:g} s")
+        if not self.is_open:
+            raise _closed(self._websocket.protocol.close_exc)
+        return time.monotonic() - sent_at
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes with the closing handshake, within ``close_timeout`` seconds. What was not received yet is dropped.
+
+        Who is in ``recv`` is woken. Never raises because of the other side; again it does nothing.
+
+        Raises:
+            ValueError: The code or the reason cannot be sent (RFC 6455 section 7.4).
+        """
+        _check_close(code, reason)
+        self._websocket.discard()
+        self._websocket.close(code, reason)
+        self._websocket.join()
+
+    def abort(self) -> None:
+        """Ends the connection at once, without a close frame. Wakes a ``send`` that is stuck, too."""
+        self._websocket.cut()
+        self._websocket.join()
+
+
+class _WebSocket(ClientConnection):
+    """The package's connection, and what it lacks."""
+
+    last_frame_at = 0.0
+    _discards = False
+
+    def process_event(self, event: Event) -> None:
+        self.last_frame_at = time.monotonic()
+        if self._discards and self.response is not None:
+            return
+        super().process_event(event)
+
+    def discard(self) -> None:
+        """Unread messages are dropped from now on: its reader stops at a full queue and would never see the close."""
+        self._discards = True
+        with suppress(TimeoutError, ConnectionClosed, ConcurrencyError):
+            while True:
+                self.recv(0)
+
+    def cut(self) -> None:
+        """Shuts the socket down, which wakes whoever is stuck in it; to close it alone would not."""
+        with suppress(OSError), socket.socket(fileno=socket.dup(self.socket.fileno())) as double:
+            double.shutdown(socket.SHUT_RDWR)
+        self.close_socket()
+
+    def join(self) -> None:
+        """Waits for its threads, which end with the socket."""
+        for thread in (self.recv_events_thread, self.keepalive_thread):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join()
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        if any(character in name + value for character in "\r\n\0"):
+            raise ValueError(f"the header {name!r} has a line break or a NUL in it")
+
+
+def _check_close(code: int, reason: str) -> None:
+    if code != 1000 and not 3000 <= code <= 4999 and code != 1001:
+        raise ValueError(f"the close code {code} cannot be sent: use 1000, 1001 or 3000 to 4999")
+    if len(reason.encode()) > 123:
+        raise ValueError("a close reason has at most 123 bytes")
+
+
+def _asked(transport: Transport, method: Any) -> Any:
+    """What the credentials answer. They are the user's code: whatever it raises leaves us without a connection."""
+    try:
+        return method()
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ConnectionUnavailableError(f"{transport.place}: no credentials: {error!r}") from error
+
+
+def _refused(transport: Transport, error: InvalidStatus) -> ClientError:
+    """The answer was not 101."""
+    status, headers = error.response.status_code, error.response.headers
+    body = bytes(error.response.body or b"")[:200].decode("utf-8", "replace").strip()
+    reason = f"{transport.place} answered {status}" + (f": {body}" if body else "")
+    if status in (401, 403):
+        return AuthError(reason, status=status)
+    after = headers.get("Retry-After", "")
+    return ConnectionUnavailableError(reason, status=status, retry_after=float(after) if after.isdecimal() else None)
+
+
+def _unavailable(transport: Transport, error: Exception) -> ConnectionUnavailableError:
+    """There was no answer, or none that can be used."""
+    if isinstance(error, TimeoutError):
+        what = f"not open after {transport.open_timeout:g} s"
+    elif isinstance(error, InvalidMessage):
+        what = f"no HTTP answer came ({error.__cause__ or error})"
+    elif isinstance(error, InvalidHandshake):
+        what = f"the upgrade failed: {error}"
+    else:
+        what = str(error) or repr(error)
+    unavailable = ConnectionUnavailableError(f"{transport.place}: {what}")
+    unavailable.__cause__ = error
+    return unavailable
+
+
+def _closed(closed: ConnectionClosed) -> ConnectionClosedError:
+    frame = closed.rcvd or closed.sent
+    if frame is not None:
+        return ConnectionClosedError(frame.code, frame.reason)
+    return ConnectionClosedError(1006, str(closed.__cause__ or "the connection was cut"))
