@@ -8,6 +8,7 @@
     ├── ScriptTimeoutError  a route script did not answer in time
     ├── RouteScriptError    a route script answered with something that cannot be sent
     ├── ConnectionEndedError  the connection ended before the answer that was waited for
+    ├── GroupFullError      a group keeps a last message for as many keys as it may
     ├── RequestError        an HTTP request cannot be taken; carries the status of the answer
     │   └── HandshakeError  an upgrade request cannot be accepted
     └── ProtocolError       the peer broke RFC 6455; carries the close code that says so
@@ -41,6 +42,10 @@ class ScriptTimeoutError(KraitError):
 
 class ConnectionEndedError(KraitError):
     """The connection ended while something was waited for."""
+
+
+class GroupFullError(KraitError):
+    """A message has a new key, and its group keeps the last message of ``max_keys`` others."""
 
 
 class ProtocolError(KraitError):

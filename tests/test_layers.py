@@ -30,7 +30,7 @@ LAYERS = [
     ["context"],
     ["", "websockets"],  # the façades; "" is krait_ws itself
     ["auth"],
-    ["routing", "scripts", "pages"],
+    ["groups", "routing", "scripts", "pages"],
     ["site"],
     ["network"],
     ["client"],

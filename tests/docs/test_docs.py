@@ -33,6 +33,7 @@ from websockets.sync.client import connect
 import krait_ws
 import krait_ws.auth
 import krait_ws.errors
+import krait_ws.groups
 import krait_ws.testing
 import krait_ws.websockets
 from krait_ws.config import options
@@ -214,6 +215,21 @@ def talk_to_account(site: SiteServer) -> None:
         client.expect("Welcome back, ada.")
 
 
+def talk_to_lamps(site: SiteServer) -> None:
+    with site.connect("/lamps") as one:
+        one.send("kitchen on")
+        one.expect("kitchen on")
+        one.send("hall on")
+        one.send("kitchen off")
+        one.expect("hall on")
+        one.expect("kitchen off")
+        with site.connect("/lamps") as two:
+            two.expect("kitchen off")
+            two.expect("hall on")
+            two.send("hall off")
+            one.expect("hall off")
+
+
 CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/account": talk_to_account,
     "/chat": talk_to_chat,
@@ -223,6 +239,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/feed": talk_to_feed,
     "/heartbeat": talk_to_heartbeat,
     "/hello": talk_to_hello,
+    "/lamps": talk_to_lamps,
     "/price": talk_to_price,
 }
 """For each route script that a document shows: somebody who talks to it."""
@@ -394,6 +411,7 @@ def test_the_reference_names_the_whole_contract() -> None:
         | set(krait_ws.auth.__all__)
         | own_members([krait_ws.websockets.WebsocketsCtrlBase])
         | own_members([krait_ws.websockets.WebsocketsRequest]) - {"compact"}
+        | own_members([krait_ws.groups.Group])
         | own_members([krait_ws.testing.Client, krait_ws.testing.SiteServer, krait_ws.testing.Driver]) - {"server"}
         | errors
         | testing
