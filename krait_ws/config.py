@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from krait_ws.errors import ConfigError
 
 RUNS_ON = ("thread", "greenlet", "loop")
 SLOW_CONSUMER = ("block", "close", "drop_new", "drop_oldest")
+_TOKEN = re.compile(r"[!-~]{16,256}")
 POLLERS = ("auto", "epoll", "watchers")
 
 
@@ -123,6 +125,11 @@ class Config:
     script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
     script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)
     app: str = _option("", "name", "A WSGI application, module:callable, for requests that the site has no file for.")
+    metrics: bool = _option(False, "flag", "Metrics for Prometheus at /_krait/metrics; needs the extra metrics.")
+    dashboard: bool = _option(False, "flag", "A live dashboard at /_krait/.")
+    dashboard_token: str = _option(
+        "", "secret", "Opens metrics and dashboard to who sends it; without one they are for this machine only."
+    )
     poller: str = _option("auto", "choice", "How sockets are watched; auto takes epoll on Linux.", choices=POLLERS)
 
     def __post_init__(self) -> None:
@@ -135,6 +142,9 @@ class Config:
             _ = self.trusted_proxies
         except ValueError as error:
             raise ConfigError(f"trusted_proxy: {error}") from None
+
+        if self.dashboard_token and not _TOKEN.fullmatch(self.dashboard_token):
+            raise ConfigError("dashboard_token: it must have 16 to 256 visible ASCII characters; take a random one")
 
     @property
     def origins(self) -> frozenset[str]:

@@ -46,6 +46,7 @@ class WebsocketsRequest:
     Args:
         http_request: The HTTP request.
         params: What the ``[name]`` segments of the route matched.
+        route: The URL pattern of the route.
 
     Raises:
         HandshakeError: Its Sec-WebSocket-Protocol header cannot be read.
@@ -53,15 +54,17 @@ class WebsocketsRequest:
     Attributes:
         protocols: The offered subprotocols in the client's order; ``None`` when it offers none or asks for no upgrade.
         params: What the ``[name]`` segments of the route matched.
+        route: The URL pattern that answers, for example ``/[room]``: a file of the site, not what a client asked for.
     """
 
-    __slots__ = ("_environ", "_http", "params", "protocols")
+    __slots__ = ("_environ", "_http", "params", "protocols", "route")
 
-    def __init__(self, http_request: Request, params: dict[str, str] | None = None) -> None:
+    def __init__(self, http_request: Request, params: dict[str, str] | None = None, route: str = "") -> None:
         self._http: Request | None = http_request
         self._environ: tuple[Any, ...] = ()
         self.protocols = self.extract_protocols(http_request)
         self.params: dict[str, str] = params or {}
+        self.route = route
 
     @staticmethod
     def extract_protocols(http_request: Request) -> list[str] | None:

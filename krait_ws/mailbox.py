@@ -207,6 +207,7 @@ class OutMailbox:
     __slots__ = (
         "_bytes",
         "_closed",
+        "_has_fragments",
         "_held",
         "_lock",
         "_mid_message",
@@ -216,10 +217,10 @@ class OutMailbox:
         "_streamers",
         "blocked",
         "dropped",
-        "fragments",
         "limits",
         "on_output",
         "on_overflow",
+        "taken",
     )
 
     def __init__(self, limits: Config) -> None:
@@ -235,9 +236,10 @@ class OutMailbox:
         self._held: OutMailbox | None = None  # what was pushed since a fragmented message began
         self._streamers = Waiters()  # for the end of that message
         self._mid_message = False
+        self._has_fragments = False  # a message in fragments has been pushed
         self.dropped = 0  # messages that the policy dropped
         self.blocked = 0  # pushes that had to wait
-        self.fragments = 0  # frames that are not the last of their message
+        self.taken = 0  # messages that the loop has taken, each with its last frame
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -356,6 +358,7 @@ class OutMailbox:
                     frames.append(self._queue.popleft())
                 self._bytes -= size
                 self._signalled = bool(self._queue)
+            self.taken += sum(frame[0] >= FIN for frame in frames) if self._has_fragments else len(frames)
             waiters = self._pushers.take_all_locked()
         if waiters:
             wake_all(waiters)
@@ -418,7 +421,7 @@ class OutMailbox:
         self._queue.append(frame)
         self._bytes += len(frame)
         self._mid_message = frame[0] < FIN
-        self.fragments += self._mid_message
+        self._has_fragments = self._has_fragments or self._mid_message
         wake = not self._signalled
         self._signalled = True
         return wake

@@ -100,6 +100,11 @@ class Router:
             return None
         return self._match(self.root, segments, {}, ends_in_slash=path.endswith("/"))
 
+    def pattern(self, file: Path) -> str:
+        """The URL pattern of a matched file, as ``routes`` has it: ``/chat/[room]`` for ``chat/[room].py``."""
+        inside = file.relative_to(self.root)
+        return _url("/" + "".join(f"{part}/" for part in inside.parts[:-1]), inside)
+
     def routes(self) -> list[Route]:
         """Every URL pattern of the site, sorted."""
         return sorted(self._walk(self.root, "/", (self.root,)), key=lambda route: route.url)
@@ -179,10 +184,8 @@ class Router:
                     yield from self._walk(entry, f"{url}{entry.name}/", (*above, resolved))
             elif not resolved.is_file():
                 continue  # a pipe or a device
-            elif entry.stem == "index" and entry.suffix in (".py", ".html"):
-                yield Route(url, resolved)
             else:
-                yield Route(url + (entry.stem if entry.suffix in (".py", ".html") else entry.name), resolved)
+                yield Route(_url(url, entry), resolved)
 
     def _check_parameters(self, folder: Path) -> None:
         for folders in (False, True):
@@ -195,3 +198,10 @@ class Router:
                 raise SiteError(f"{entry}: a name in brackets has letters, digits and underscores only")
             if entry.is_dir() and not entry.is_symlink() and not is_private(entry.name):
                 self._check_parameters(entry)
+
+
+def _url(folder: str, file: Path) -> str:
+    """The URL pattern of a file in the folder of this URL."""
+    if file.suffix not in (".py", ".html"):
+        return folder + file.name
+    return folder if file.stem == "index" else folder + file.stem

@@ -119,10 +119,11 @@ class Session:
 
     Attributes:
         opened_at: When it was accepted (``monotonic``); 0.0 before.
-        bytes_in: Bytes from the socket so far, heads of frames included. Written on the loop, as are the next three.
+        bytes_in: Bytes from the socket so far, heads of frames included. Written on the loop, as are the next two.
         bytes_out: Bytes to the socket.
         messages_in: Whole messages from the peer, or pieces of them with ``stream_messages``.
-        frames_out: Frames to the peer, without control frames.
+        is_abandoned: Whether a handler did not end in time.
+        handler_seconds: How long its handlers ran, until the last of them had ended; ``None`` before the first end.
         shared_window: Bits of the window that a message compressed for many may use; 0 for none.
     """
 
@@ -156,10 +157,11 @@ class Session:
         "config",
         "controller",
         "ended",
-        "frames_out",
+        "handler_seconds",
         "id",
         "in_lock",
         "incoming",
+        "is_abandoned",
         "latency",
         "messages_in",
         "opened_at",
@@ -196,7 +198,9 @@ class Session:
         self._stopper: Handler | None = None  # runs the user's on_stop
         self._stop_hook_ran = False
         self.opened_at = 0.0
-        self.bytes_in = self.bytes_out = self.messages_in = self.frames_out = 0
+        self.bytes_in = self.bytes_out = self.messages_in = 0
+        self.is_abandoned = False  # owned by the loop
+        self.handler_seconds: float | None = None
         self.shared_window = 0
         self.latency: float | None = None
         self.streams = bool(getattr(type(controller), "stream_messages", False))
@@ -342,9 +346,14 @@ class Session:
         return self.arrivals is None or not self.arrivals.is_full
 
     @property
+    def route(self) -> str:
+        """The URL pattern that it came to, for example ``/[room]``. Thread: any."""
+        return self.request.route if self.request is not None else ""
+
+    @property
     def messages_out(self) -> int:
         """Messages to the peer so far. Thread: any."""
-        return max(0, self.frames_out - self.outgoing.fragments)
+        return self.outgoing.taken
 
     # ---- pings
 
@@ -491,6 +500,10 @@ class Session:
         """Whether user code has not ended yet."""
         return any(not handler.done.is_set() for handler in self._all_handlers())
 
+    def stacks(self) -> list[str]:
+        """Where its handlers are now: a traceback for each that has not ended. Thread: the loop."""
+        return [handler.stack() for handler in self._all_handlers() if not handler.done.is_set()]
+
     # ---- inside
 
     def _set_config(self, config: Config) -> None:
@@ -507,6 +520,7 @@ class Session:
         return new_handler(self.config.runs_on, body, context, self._handler_done, name, hub)
 
     def _handler_done(self) -> None:
+        self.handler_seconds = monotonic() - self.opened_at
         if self._runtime is not None:
             self._runtime.call(self._check_over)
 
@@ -609,6 +623,7 @@ class Session:
         return self._overrides.delivers and self._started and self.config.runs_on != "loop"
 
     def _abandon_handlers(self) -> None:
+        self.is_abandoned = self.is_running
         if self.incoming is not None:
             self.incoming.close()  # a hook that is stuck must not hold up a handler that waits for it
         for handler in self._all_handlers():

@@ -81,7 +81,8 @@ class Site:
         return pages.static_file(match.file, request)
 
     def _run_script(self, request: Request, match: Match, wants_upgrade: bool) -> Answer:
-        upgrade = WebsocketsRequest(request, match.params) if wants_upgrade else None
+        route = self.router.pattern(match.file)
+        upgrade = WebsocketsRequest(request, match.params, route) if wants_upgrade else None
         request.params = match.params
         answer = self.scripts.get(match.file).run(request, upgrade)
         if isinstance(answer, WebsocketsResponse) and upgrade is not None:

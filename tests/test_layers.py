@@ -32,6 +32,7 @@ LAYERS = [
     ["auth"],
     ["groups", "routing", "scripts", "pages"],
     ["site"],
+    ["observe"],
     ["network"],
     ["client"],
     ["testing", "cli"],

@@ -273,7 +273,6 @@ class Connection:
             return control
         frames = self._session.outgoing.take(SEND_SIZE) if self._deflate is None else self._take_compressed()
         if frames:
-            self._session.frames_out += len(frames)
             if control:
                 frames.insert(0, control)
             return frames[0] if len(frames) == 1 else b"".join(frames)

@@ -184,6 +184,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             handshake.check_upgrade(self.environ)
             handshake.check_origin(self.environ, krait.origins)
         except HandshakeError as error:
+            krait.counters.refused("origin" if error.status.startswith("403") else "malformed")
             self.close_connection = True
             body = error.reason.encode() + b"\n"
             self.start_response(error.status, [("Content-Type", "text/plain; charset=utf-8"), *error.headers])

@@ -33,6 +33,8 @@ from krait_ws.network.connection import Connection
 from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
+from krait_ws.observe.counters import reason_of
+from krait_ws.observe.observer import Observer, is_own
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
 from krait_ws.session import Session
@@ -69,13 +71,14 @@ class Server:
     Args:
         root: The site's folder.
         config: What is in force.
+        workers: The folder that the workers of one master share (``observe.shared.new_folder``), if there are several.
 
     Raises:
         SiteError: The site cannot be served.
-        ConfigError: The address cannot be listened on.
+        ConfigError: The address cannot be listened on, or something that a setting needs is not installed.
     """
 
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:
         self.config = config
         self.app: WsgiApp = load_app(config.app) if config.app else _no_app
         self.site = Site(root, config)
@@ -90,6 +93,8 @@ class Server:
             self.site.close()
             raise
         self.loop = Loop(config.poller)
+        self._observer = Observer(self, self.loop, config, workers)
+        self.counters = self._observer.counters
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
         self._threads = ThreadPool(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
@@ -152,6 +157,7 @@ class Server:
         for session in list(self.sessions):
             session.abort()
         self._http_connections.kill(block=True, timeout=1)
+        self._observer.close()
         self.loop.close()
         self._end_threads()
         self.site.close()
@@ -172,6 +178,8 @@ class Server:
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
+        if is_own(environ["PATH_INFO"]):
+            return self._observer.answer(environ)(environ, start_response)
         request = Request(environ, populate_request=False)
         own_context = contextvars.Context()
         try:
@@ -223,8 +231,12 @@ class Server:
         Called by: the handler.
         """
         if self._stopping:
+            self.counters.refused("draining")
             return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
+        if is_own(environ["PATH_INFO"]):
+            return self._decide_own(environ)
         if len(self.sessions) + self._deciding >= self.config.max_connections:
+            self.counters.refused("max_connections")
             return _busy()
         request = Request(environ, populate_request=False)
         self._deciding += 1
@@ -233,27 +245,51 @@ class Server:
                 contextvars.Context().run, self._decide, request, late=self._end_late
             )
         except ScriptTimeoutError:
+            self.counters.refused("timeout")
             return _busy()
         finally:
             self._deciding -= 1
         if decision is None:
-            return pages.not_found() if self.app is _no_app else self._accept_for_app(environ, request)
+            if self.app is not _no_app:
+                return self._accept_for_app(environ, request)
+            decision = pages.not_found()
         if isinstance(decision, Session):
             self._add(decision)
+        else:
+            self.counters.refused(reason_of(decision.status_code))
         return decision
+
+    def _decide_own(self, environ: dict[str, Any]) -> Session | WerkzeugResponse:
+        """An upgrade to the dashboard, which there is room for however full the server is."""
+        decision = self._observer.decide_upgrade(environ)
+        if isinstance(decision, WerkzeugResponse):
+            self.counters.refused("dashboard")
+            return decision
+        upgrade = WebsocketsRequest(Request(environ, populate_request=False), route=environ["PATH_INFO"])
+        upgrade.compact()
+        session = decision._krait
+        session.accept(self.loop, self.config, upgrade, None, self._over)
+        self._add(session)
+        return session
 
     def _add(self, session: Session) -> None:
         self.sessions.add(session)
         if self._stopping:
             session.end(GOING_AWAY, "the server is going away")
 
+    def _over(self, session: Session) -> None:
+        """On the loop: neither a connection nor a handler of a session is left."""
+        if session in self.sessions:  # else its upgrade failed
+            self.sessions.discard(session)
+            self.counters.ended(session)
+
     def _accept_for_app(self, environ: dict[str, Any], request: Request) -> AppSocket:
         choose = getattr(self.app, "app_protocol", None)  # gevent-websocket's way for an app to choose
-        upgrade = WebsocketsRequest(request)
+        upgrade = WebsocketsRequest(request, route="(app)")
         protocol = choose(environ["PATH_INFO"]) if choose is not None else None
         app_socket = AppSocket(environ, protocol if protocol in (upgrade.protocols or ()) else None)
         session = app_socket.controller._krait
-        session.accept(self.loop, self.config, upgrade, app_socket.protocol, self.sessions.discard)
+        session.accept(self.loop, self.config, upgrade, app_socket.protocol, self._over)
         self._add(session)
         return app_socket
 
@@ -286,7 +322,7 @@ class Server:
         context.http_request.set(None)
         context.websockets_response.set(None)
         try:
-            session.accept(self.loop, self.config, upgrade, answer.protocol, self.sessions.discard)
+            session.accept(self.loop, self.config, upgrade, answer.protocol, self._over)
         except Exception as error:  # of the user's on_start, or of the settings in the user's class
             self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
             return self.site.failed(error, request)
