@@ -64,7 +64,7 @@ class Transport:
         proxy: ``True`` takes the proxy of the environment, as ``HTTPS_PROXY`` and ``NO_PROXY`` say it; ``None`` takes
             none; a URL names one.
         compression: Offers permessage-deflate (RFC 7692).
-        max_message_bytes: A longer message ends the connection with 1009.
+        max_message_size: Bytes; a longer message ends the connection with 1009.
         open_timeout: Seconds for everything until the connection is open: names, TCP, TLS, credentials, upgrade.
         ping_interval: Seconds between pings; ``None`` sends none.
         ping_timeout: Seconds in which a ping must be answered, else the connection is over; ``None`` does not care.
@@ -83,7 +83,7 @@ class Transport:
     ssl: SSLContext | None = None
     proxy: str | bool | None = True
     compression: bool = True
-    max_message_bytes: int = 1 << 20
+    max_message_size: int = 1 << 20
     open_timeout: float = 10.0
     ping_interval: float | None = 20.0
     ping_timeout: float | None = 20.0
@@ -97,7 +97,7 @@ class Transport:
             raise ValueError(f"{self.place!r} is no WebSocket URL ({error.msg}): write ws://host/path") from None
         if self.ssl is not None and not secure:
             raise ValueError(f"ssl is given, but {self.place} is not encrypted: write wss://")
-        for name in ("max_message_bytes", "open_timeout", "send_timeout", "close_timeout"):
+        for name in ("max_message_size", "open_timeout", "send_timeout", "close_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
         for name in ("ping_interval", "ping_timeout"):
@@ -219,7 +219,7 @@ class Dial:
             "ping_interval": transport.ping_interval,
             "ping_timeout": transport.ping_timeout,
             "close_timeout": transport.close_timeout,
-            "max_size": transport.max_message_bytes,
+            "max_size": transport.max_message_size,
             "create_connection": self._create,
         }
         try:

@@ -1,0 +1,50 @@
+"""Fixtures of the clients' tests. After each test threads and descriptors are as before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.proxy import Proxy
+from tests.client.servers import SERVERS
+from tests.integration.support import no_leaks
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    with no_leaks():
+        yield
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path: Path, leaves_nothing: None) -> Iterator[int]:
+    """The port of a server that understands the words of ``servers.py``: ours, and two foreign ones."""
+    with SERVERS[request.param](tmp_path) as port:
+        yield port
+
+
+@pytest.fixture
+def talker(tmp_path: Path, leaves_nothing: None) -> Iterator[int]:
+    """The port of ours."""
+    with SERVERS["krait"](tmp_path) as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(talker: int) -> Iterator[Proxy]:
+    """Faults on the way to ours."""
+    with Proxy(talker) as between:
+        yield between
+
+
+@pytest.fixture(autouse=True)
+def unraised(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """No thread may die of an exception."""
+    seen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    yield seen
+    assert not seen, seen
