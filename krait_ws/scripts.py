@@ -9,7 +9,6 @@ Thread: any, but never the network loop: scripts may block.
 
 from __future__ import annotations
 
-import ast
 import contextvars
 import importlib
 import logging
@@ -20,7 +19,7 @@ import threading
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import TypeAlias
 
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -28,13 +27,12 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from krait_ws import context
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
 from krait_ws.errors import RouteScriptError
+from krait_ws.hooks import compile_script
 from krait_ws.http import Request, Response, ResponseBadRequest
 
 Answer: TypeAlias = WerkzeugResponse | WebsocketsResponse
 
 logger = logging.getLogger("krait_ws.scripts")
-
-_HOOKS = frozenset({"websocket", "http"})
 
 
 def upgrade_required() -> Response:
@@ -59,10 +57,8 @@ class Script:
     """
 
     def __init__(self, file: Path, module_name: str, package: str = "") -> None:
-        tree = ast.parse(file.read_bytes(), str(file))
+        self._code, self.hooks = compile_script(file)
         self.file = file
-        self.hooks = _HOOKS & _bound_names(tree)
-        self._code: CodeType = compile(tree, str(file), "exec", dont_inherit=True)
         self._module_name = module_name
         self._package = package
         self._module: ModuleType | None = None  # guarded by _load_lock
@@ -242,33 +238,3 @@ def _make_package(name: str, folder: Path) -> None:
         package = ModuleType(name)
         package.__path__ = [str(folder)]
         sys.modules[name] = package
-
-
-def _bound_names(tree: ast.Module) -> set[str]:
-    """The names of functions that the top level of a file may bind: by ``def``, assignment or ``from … import``."""
-    names: set[str] = set()
-    statements: list[ast.stmt] = list(tree.body)
-    for statement in statements:
-        match statement:
-            case ast.FunctionDef(name=name):
-                names.add(name)
-            case ast.AsyncFunctionDef(name=name) if name in _HOOKS:
-                raise SyntaxError(
-                    f"{name}(request) must be a plain function: krait-ws calls it in a thread, so it may block"
-                )
-            case ast.Assign(targets=targets):
-                names.update(target.id for target in targets if isinstance(target, ast.Name))
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                names.add(name)
-            case ast.ImportFrom(names=aliases):
-                names.update(alias.asname or alias.name for alias in aliases)
-            case ast.If() | ast.Try() | ast.With():
-                statements += [
-                    child
-                    for part in ("body", "orelse", "finalbody")
-                    for child in getattr(statement, part, [])
-                    if isinstance(child, ast.stmt)
-                ]
-            case _:
-                pass
-    return names

@@ -29,13 +29,15 @@ LAYERS = [
     ["http"],
     ["context"],
     ["", "websockets"],  # the façades; "" is krait_ws itself
-    ["auth"],
+    ["auth", "hooks"],
     ["groups", "routing", "scripts", "pages"],
     ["site"],
     ["observe"],
     ["network"],
     ["client"],
-    ["testing", "cli"],
+    ["testing", "flags"],
+    ["commands"],
+    ["cli"],
     ["__main__"],
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
