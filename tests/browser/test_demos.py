@@ -20,7 +20,7 @@ Open = Callable[..., Any]
 PATIENCE = 20_000
 """Milliseconds."""
 
-DEMOS = ["ping-pong", "echo", "clock", "chat", "blocking"]
+DEMOS = ["ping-pong", "echo", "clock", "chat", "blocking", "relay"]
 
 
 @pytest.fixture(autouse=True)

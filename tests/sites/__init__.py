@@ -1,0 +1,1 @@
+"""The sites of ``sites/``, each over the wire, without the packages that they are written for."""
