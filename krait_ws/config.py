@@ -93,6 +93,18 @@ class Config:
     max_connections: int = _option(
         10_000, "connections", "WebSocket connections at once; further ones get 503.", least=1
     )
+    max_connections_per_address: int = _option(
+        0, "connections", "The same for one address, or one IPv6 /64; further ones get 429. 0 for no limit.", least=0
+    )
+    max_handshakes_per_address: float = _option(
+        0.0,
+        "a second",
+        "Upgrades of one address, or one IPv6 /64, and as many at once; then 429. 0 for no limit.",
+        least=0,
+    )
+    max_threads: int = _option(
+        0, "threads", "Threads of handlers; further controllers that need one get 503. 0 for no limit.", least=0
+    )
     max_head_size: int = _option(
         32 << 10, "bytes", "Largest head of an HTTP request; a larger one gets 431.", least=1024
     )

@@ -7,6 +7,7 @@
     ├── SiteError           the site folder, or the way its files map to URLs, is wrong
     ├── ScriptTimeoutError  a route script did not answer in time
     ├── RouteScriptError    a route script answered with something that cannot be sent
+    ├── ThreadLimitError    there is no thread for a handler
     ├── ConnectionEndedError  the connection ended before the answer that was waited for
     ├── GroupFullError      a group keeps a last message for as many keys as it may
     ├── RequestError        an HTTP request cannot be taken; carries the status of the answer
@@ -34,6 +35,10 @@ class SiteError(KraitError):
 
 class RouteScriptError(KraitError):
     """A route script returned or assigned something that is no answer. Logged, and 500 for the client."""
+
+
+class ThreadLimitError(KraitError, RuntimeError):
+    """There is no thread for a handler: ``max_threads`` is reached, or the system gives no more. 503 for the client."""
 
 
 class ScriptTimeoutError(KraitError):

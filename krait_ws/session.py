@@ -23,7 +23,7 @@ from gevent.lock import RLock as GreenletReentrantLock
 from greenlet import GreenletExit
 
 from krait_ws.config import DEFAULTS, Config
-from krait_ws.errors import ConfigError
+from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
@@ -231,6 +231,17 @@ class Session:
                 raise RuntimeError(f"this {name} serves a connection already: make a new instance for each upgrade")
             self._claimed = True
 
+    def threads_needed(self, config: Config) -> int:
+        """How many threads the controller may have at one time on a server with this configuration.
+
+        Raises:
+            ConfigError: The controller has a setting that cannot be used.
+        """
+        if config.for_controller(self.controller).runs_on != "thread":
+            return 0
+        overrides = self._overrides
+        return overrides.handles + overrides.delivers + overrides.stops
+
     def accept(
         self,
         runtime: Runtime,
@@ -264,7 +275,8 @@ class Session:
         """Starts the handlers in a copy of the current context: what the base class's ``on_start`` does.
 
         Raises:
-            RuntimeError: It was called before, or the system gives no more threads.
+            RuntimeError: It was called before.
+            ThreadLimitError: The system gives no more threads.
             ConfigError: ``runs_on`` is ``"loop"`` and there is a handler to run.
         """
         with self._lock:
@@ -296,9 +308,9 @@ class Session:
         for index, handler in enumerate(self._handlers):
             try:
                 handler.start()
-            except RuntimeError:
+            except RuntimeError as error:
                 del self._handlers[index:]
-                raise
+                raise ThreadLimitError(f"the system gives no thread for a handler: {error}") from None
 
     def attach(self, transport: Transport) -> None:
         """The connection is there. Thread: the loop."""

@@ -20,6 +20,7 @@ import gevent
 from gevent.monkey import get_original
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
+from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws.errors import HandshakeError, RequestError
 from krait_ws.network.app import AppSocket
@@ -180,6 +181,9 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         krait.apply_proxy_headers(self.environ)
         if not handshake.tries_upgrade(self.environ):
             return None
+        refusal = krait.admission.check_handshake(self.environ.get("REMOTE_ADDR", ""))
+        if refusal is not None:
+            return self._refuse(refusal)
         try:
             handshake.check_upgrade(self.environ)
             handshake.check_origin(self.environ, krait.origins)
@@ -197,13 +201,20 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         elif isinstance(decision, Session):
             session = decision
         else:
-            return list(decision(self.environ, self.start_response))
+            return self._refuse(decision)
         self.websocket = session
         negotiated = negotiate(self.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""), session.config)
         self._deflate, extensions = negotiated or (None, None)
         headers = handshake.accept_headers(self.environ, session.protocol, extensions)
         self.start_response("101 Switching Protocols", headers)
         return None
+
+    def _refuse(self, answer: WerkzeugResponse) -> Iterable[bytes]:
+        """Starts an answer that is no 101 and returns its body. One that is to come again later gives up its HTTP
+        connection, for others to come in meanwhile."""
+        if answer.status_code in (429, 503):
+            self.close_connection = True
+        return list(answer(self.environ, self.start_response))
 
     def run_websocket(self) -> None:
         """The 101 is sent: the socket moves to the network loop."""

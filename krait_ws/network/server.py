@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,9 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from krait_ws import context, pages
 from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
-from krait_ws.errors import ConfigError, ScriptTimeoutError
+from krait_ws.errors import ConfigError, ScriptTimeoutError, ThreadLimitError
 from krait_ws.http import Request, Response
+from krait_ws.network.admission import Admission, Place
 from krait_ws.network.app import AppSocket, WsgiApp, load_app
 from krait_ws.network.connection import Connection
 from krait_ws.network.handler import UpgradeHandler
@@ -107,7 +109,7 @@ class Server:
             error_log=logger,
         )
         self._wsgi.krait = self
-        self._deciding = 0  # upgrades whose scripts are running
+        self.admission = Admission(config, self.counters.refused)
         self._requests = 0  # plain requests and upgrades that are being answered
 
     @property
@@ -235,23 +237,31 @@ class Server:
             return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
         if is_own(environ["PATH_INFO"]):
             return self._decide_own(environ)
-        if len(self.sessions) + self._deciding >= self.config.max_connections:
-            self.counters.refused("max_connections")
-            return _busy()
-        request = Request(environ, populate_request=False)
-        self._deciding += 1
+        place = self.admission.enter(environ.get("REMOTE_ADDR", ""))
+        if isinstance(place, Response):
+            return place
+        decision = None
         try:
-            decision: Session | WerkzeugResponse | None = self._off_loop(
-                contextvars.Context().run, self._decide, request, late=self._end_late
+            decision = self._decide_in(place, environ)
+            return decision
+        finally:
+            if not isinstance(decision, Session | AppSocket):  # else its place is left when it is over
+                place.leave()
+
+    def _decide_in(self, place: Place, environ: dict[str, Any]) -> Session | AppSocket | WerkzeugResponse:
+        request = Request(environ, populate_request=False)
+        try:
+            decision: Session | WerkzeugResponse | ThreadLimitError | None = self._off_loop(
+                contextvars.Context().run, self._decide, request, place, late=self._end_late
             )
         except ScriptTimeoutError:
             self.counters.refused("timeout")
             return _busy()
-        finally:
-            self._deciding -= 1
+        if isinstance(decision, ThreadLimitError):
+            return self.admission.refuse("max_threads", str(decision))
         if decision is None:
             if self.app is not _no_app:
-                return self._accept_for_app(environ, request)
+                return self._accept_for_app(environ, request, place)
             decision = pages.not_found()
         if isinstance(decision, Session):
             self._add(decision)
@@ -277,19 +287,22 @@ class Server:
         if self._stopping:
             session.end(GOING_AWAY, "the server is going away")
 
-    def _over(self, session: Session) -> None:
+    def _over(self, session: Session, place: Place | None = None) -> None:
         """On the loop: neither a connection nor a handler of a session is left."""
+        if place is not None:
+            place.leave()
         if session in self.sessions:  # else its upgrade failed
             self.sessions.discard(session)
             self.counters.ended(session)
 
-    def _accept_for_app(self, environ: dict[str, Any], request: Request) -> AppSocket:
+    def _accept_for_app(self, environ: dict[str, Any], request: Request, place: Place) -> AppSocket:
         choose = getattr(self.app, "app_protocol", None)  # gevent-websocket's way for an app to choose
         upgrade = WebsocketsRequest(request, route="(app)")
         protocol = choose(environ["PATH_INFO"]) if choose is not None else None
         app_socket = AppSocket(environ, protocol if protocol in (upgrade.protocols or ()) else None)
         session = app_socket.controller._krait
-        session.accept(self.loop, self.config, upgrade, app_socket.protocol, self._over)
+        over = partial(self._over, place=place)
+        session.accept(self.loop, self.config, upgrade, app_socket.protocol, over)
         self._add(session)
         return app_socket
 
@@ -297,7 +310,7 @@ class Server:
         """The 101 is sent: the connection joins the loop. Called by: the handler."""
         self._keepalive.add(Connection(self.loop, sock, session, received, deflate))
 
-    def _decide(self, request: Request) -> Session | WerkzeugResponse | None:
+    def _decide(self, request: Request, place: Place) -> Session | WerkzeugResponse | ThreadLimitError | None:
         """In a thread of the pool, in a context of its own; ``None`` is for the app."""
         answer = self.site.answer(request)
         if answer is None:
@@ -307,22 +320,27 @@ class Server:
             return answer
         upgrade = context.websockets_request.get()
         assert upgrade is not None
-        return self._accept(answer, upgrade, request)
+        return self._accept(answer, upgrade, request, place)
 
     def _accept(
-        self, answer: WebsocketsResponse, upgrade: WebsocketsRequest, request: Request
-    ) -> Session | WerkzeugResponse:
+        self, answer: WebsocketsResponse, upgrade: WebsocketsRequest, request: Request, place: Place
+    ) -> Session | WerkzeugResponse | ThreadLimitError:
         session = answer.controller._krait
         try:
             session.claim()
-        except RuntimeError as error:
+            if not place.reserve_threads(session.threads_needed(self.config)):
+                return ThreadLimitError("max_threads is reached")
+        except (RuntimeError, ConfigError) as error:
             return self.site.failed(error, request)
         # The handler runs in a copy of this context, for hours perhaps: it keeps what is needed of the request only.
         upgrade.compact()
         context.http_request.set(None)
         context.websockets_response.set(None)
         try:
-            session.accept(self.loop, self.config, upgrade, answer.protocol, self._over)
+            session.accept(self.loop, self.config, upgrade, answer.protocol, partial(self._over, place=place))
+        except ThreadLimitError as error:
+            self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
+            return error
         except Exception as error:  # of the user's on_start, or of the settings in the user's class
             self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
             return self.site.failed(error, request)
