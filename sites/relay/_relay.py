@@ -91,6 +91,7 @@ class Peer(WebsocketsCtrlBase):
     slow_consumer = "close"
     max_out_messages = 4096
     max_out_bytes = 16 << 20
+    close_timeout = 3.0  # seconds; sidekick-py answers our close and leaves TCP open, so it is for us to end it
 
     def __init__(self, room_name: str) -> None:
         super().__init__()
