@@ -54,6 +54,8 @@ class Config:
 
     host: str = _option("127.0.0.1", "address", "Address to listen on; 0.0.0.0 for every interface.")
     port: int = _option(8000, "port", "TCP port to listen on; 0 takes a free one.", least=0, most=65535)
+    tls_cert: str = _option("", "file", "Certificate chain in PEM form; with it the port speaks https and wss.")
+    tls_key: str = _option("", "file", "Its private key in PEM form; not needed when the certificate's file holds it.")
     debug: bool = _option(False, "flag", "Reload changed route scripts; show tracebacks in the browser.")
     runs_on: str = _option(
         "thread", "choice", "What runs a controller's handler.", choices=RUNS_ON, per_controller=True

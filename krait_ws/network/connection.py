@@ -25,6 +25,7 @@ if sys.platform.startswith("linux"):
 
 from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
 from krait_ws.network.poller import HANGUP, READ, WRITE
+from krait_ws.network.tls import TlsSocket
 from krait_ws.protocol.connection import ProtocolState, State
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL
@@ -79,10 +80,15 @@ class Connection:
     )
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, session: Session, received: bytes, deflate: Deflate | None = None
+        self,
+        loop: Loop,
+        sock: socket.socket | TlsSocket,
+        session: Session,
+        received: bytes,
+        deflate: Deflate | None = None,
     ) -> None:
         self._loop = loop
-        self._sock: socket.socket | None = sock
+        self._sock: socket.socket | TlsSocket | None = sock
         self._descriptor = sock.fileno()
         self._session = session
         self._deflate = deflate

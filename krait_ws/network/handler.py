@@ -24,6 +24,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws.errors import HandshakeError, RequestError
 from krait_ws.network.app import AppSocket
+from krait_ws.network.tls import TlsSocket
 from krait_ws.protocol import handshake
 from krait_ws.protocol.deflate import Deflate, negotiate
 from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
@@ -222,8 +223,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.close_connection = True
         self.socket.setblocking(False)
         received = self._buffered_bytes()
-        family, kind, proto = self.socket.family, self.socket.type, self.socket.proto
-        sock = _NativeSocket(family, kind, proto, self.socket.detach())
+        sock = self.socket
+        if isinstance(sock, TlsSocket):
+            received += sock.leave_greenlet(_native)
+        else:
+            sock = _native(sock)
         self.rfile.close()
         self.socket = None  # else the base class would read from it before it closes it
         self.server.krait.adopt(sock, session, received, self._deflate)
@@ -280,6 +284,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     @property
     def logger(self) -> logging.Logger:
         return server_logger
+
+
+def _native(sock: Any) -> socket_module.socket:
+    """The system's socket under gevent's, which is of no use afterwards."""
+    return _NativeSocket(sock.family, sock.type, sock.proto, sock.detach())
 
 
 def _answer(status: str) -> tuple[str, bytes]:

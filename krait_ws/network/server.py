@@ -11,6 +11,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
 from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
+from krait_ws.network.tls import TlsSocket, new_context
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
 from krait_ws.session import Session
@@ -66,6 +68,21 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
         self.environ.setdefault("SERVER_NAME", str(self.address[0]))
         super().update_environ()
 
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serves one HTTP connection, in a greenlet of its own: the TLS handshake keeps nobody else waiting."""
+        tls = self.krait.tls
+        if tls is None:
+            super().handle(sock, address)
+            return
+        encrypted = TlsSocket(sock, tls)
+        try:
+            with gevent.Timeout(self.krait.config.handshake_timeout, TimeoutError("not within handshake_timeout")):
+                encrypted.do_handshake()
+        except OSError as error:
+            logger.info("%s: no TLS connection (%s)", address, error)
+            return
+        super().handle(encrypted, address)
+
 
 class Server:
     """Serves a site. To be made, started and stopped in one thread, whose gevent hub it uses.
@@ -78,6 +95,7 @@ class Server:
     Raises:
         SiteError: The site cannot be served.
         ConfigError: The address cannot be listened on, or something that a setting needs is not installed.
+        ConfigError: The address cannot be listened on, or the certificate cannot be used.
     """
 
     def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:
@@ -89,7 +107,9 @@ class Server:
         self.sessions: set[Session] = set()  # owned by the loop
         self._stopping = False
         self._stopped = Event()
+        self.tls: ssl.SSLContext | None = None
         try:
+            self.tls = new_context(config)
             listener = _listen(config.host, config.port)
         except ConfigError:
             self.site.close()
@@ -107,6 +127,7 @@ class Server:
             spawn=self._http_connections,
             log=None,
             error_log=logger,
+            environ={"wsgi.url_scheme": self._scheme},
         )
         self._wsgi.krait = self
         self.admission = Admission(config, self.counters.refused)
@@ -120,7 +141,11 @@ class Server:
     @property
     def url(self) -> str:
         host = self.config.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls is not None else "http"
 
     # ---- life
 
