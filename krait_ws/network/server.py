@@ -36,9 +36,9 @@ from krait_ws.network.connection import Connection
 from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
+from krait_ws.network.tls import TlsSocket, new_context
 from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
-from krait_ws.network.tls import TlsSocket, new_context
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
 from krait_ws.session import Session
@@ -94,8 +94,8 @@ class Server:
 
     Raises:
         SiteError: The site cannot be served.
-        ConfigError: The address cannot be listened on, or something that a setting needs is not installed.
-        ConfigError: The address cannot be listened on, or the certificate cannot be used.
+        ConfigError: The address cannot be listened on, the certificate cannot be used, or something that a setting
+            needs is not installed.
     """
 
     def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:

@@ -153,7 +153,7 @@ class TlsSocket:
         view = memoryview(buffer)
         received = 0
         for start in range(0, len(data), _PART):
-            self._incoming.write(data[start:start+_PART])
+            self._incoming.write(data[start : start + _PART])
             received += self._decrypt_into(view[received:])
         if not data:
             return 0
