@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from gevent.hub import get_hub
@@ -19,6 +20,8 @@ from greenlet import getcurrent, greenlet
 from krait_ws.waiting import Signal, get_hub_if_exists
 
 Body: TypeAlias = Callable[[], None]
+
+_CALLERS = (threading.__file__, str(Path(__file__).parent))
 
 
 class Handler(Protocol):
@@ -124,4 +127,9 @@ def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Bo
 
 
 def _format(frame: Any) -> str:
-    return "".join(traceback.format_stack(frame)) if frame is not None else "  (not running)\n"
+    """The stack without what called the user's code, which is the same for every handler."""
+    if frame is None:
+        return "  (not running)\n"
+    stack = traceback.extract_stack(frame)
+    users = (number for number, entry in enumerate(stack) if not entry.filename.startswith(_CALLERS))
+    return "".join(traceback.format_list(stack[next(users, 0) :]))

@@ -33,7 +33,7 @@ _CHUNK = 200  # sessions that are looked at in one turn of the loop, under 1 ms
 _PAUSE = 0.001  # seconds between two turns
 _LEAST_AGE = 0.2  # seconds that a sample serves everybody who asks
 _MAX_PART = 0.02  # of the loop's time that samples take
-_RATE_OVER = 0.9  # seconds over which rates are taken, at least
+_RATE_OVER = (0.9, 30.0)  # seconds over which rates are taken, at least and at most
 
 Row = dict[str, Any]
 
@@ -179,10 +179,11 @@ class Sampler:
         return sample
 
     def _rate(self, tallies: dict[str, Tally]) -> None:
-        """Takes the rates anew when the last ones are old enough."""
+        """Takes the rates anew when the last ones are old enough. When nobody has looked for long there are none: their
+        mean over an hour would say nothing."""
         now = monotonic()
         seconds = now - self._rated_at
-        if seconds < _RATE_OVER:
+        if seconds < _RATE_OVER[0]:
             return
         counted: dict[str, tuple[int, ...]] = {
             route: (tally.messages_in, tally.messages_out, tally.bytes_in, tally.bytes_out)
@@ -193,6 +194,7 @@ class Sampler:
                 (new - old) / seconds for new, old in zip(counts, self._rated.get(route, (0, 0, 0, 0)), strict=True)
             ]
             for route, counts in counted.items()
+            if seconds <= _RATE_OVER[1]
         }
         self._rated_at, self._rated = now, counted
 
