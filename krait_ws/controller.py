@@ -129,7 +129,8 @@ class WebsocketsCtrlBase:
         Raises:
             RuntimeError: As ``pop_in_message``.
         """
-        while (message := self.pop_in_message(None)) is not None:
+        pop = self.pop_in_message
+        while (message := pop(None)) is not None:
             yield message
 
     def push_out_message(self, message: str | bytes | bytearray | memoryview | Iterator[Any]) -> bool:

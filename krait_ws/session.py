@@ -15,7 +15,7 @@ import contextvars
 import inspect
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,9 +27,9 @@ from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
-from krait_ws.protocol.messages import Item, Piece
+from krait_ws.protocol.messages import Item
 from krait_ws.streams import MessageStream, next_stream, push_stream
-from krait_ws.waiting import Signal, Waiters, monotonic, new_lock, new_reentrant_lock, wake_all
+from krait_ws.waiting import Signal, Waiter, Waiters, monotonic, new_lock, new_reentrant_lock, wake_all
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
@@ -131,6 +131,7 @@ class Session:
         "__weakref__",
         "_claimed",
         "_context",
+        "_delivers_on_loop",
         "_ended",
         "_fault",
         "_gone",
@@ -149,6 +150,7 @@ class Session:
         "_stopper",
         "_stream",
         "_transport",
+        "_wake",
         "arrivals",
         "bytes_in",
         "bytes_out",
@@ -190,6 +192,8 @@ class Session:
         self.arrivals = InMailbox(self.config) if overrides.delivers else self.incoming
         self.in_lock: Any = new_reentrant_lock()
         self._overrides = overrides
+        self._delivers_on_loop = False
+        self._wake: Callable[[Iterable[Waiter]], None] = wake_all  # those who wait for what the socket gives
         self._lock = new_lock()
         self._claimed = False  # guarded by _lock, as are the next two
         self._started = False
@@ -296,6 +300,7 @@ class Session:
                 name = type(self.controller).__qualname__
                 raise ConfigError(f"{name}: stream_messages waits for chunks, so runs_on cannot be 'loop'")
             self.arrivals = self.incoming  # the loop calls the hook itself
+            self._delivers_on_loop = self._overrides.delivers
             return
         if self.config.runs_on == "greenlet":
             self.in_lock = GreenletReentrantLock()
@@ -317,6 +322,8 @@ class Session:
         runtime = self._runtime
         assert runtime is not None
         self._transport = transport
+        if self.config.runs_on == "thread":
+            self._wake = self._wake_threads
         self.outgoing.on_output = partial(runtime.call, transport.flush)
         if self.arrivals is not None:
             self.arrivals.on_room = partial(runtime.call, transport.resume_reading)
@@ -328,11 +335,12 @@ class Session:
 
     # ---- messages
 
-    def pop(self, timeout: float | None) -> Message | MessageStream | None:
+    def pop(self, timeout: float | None) -> Item | MessageStream | None:
         """See ``WebsocketsCtrlBase.pop_in_message``."""
         if self.incoming is None:
             raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
-        return self._next(self.incoming, timeout)
+        # The mailbox holds pieces only where streams are asked for.
+        return self._next_stream(self.incoming, timeout) if self.streams else self.incoming.pop(timeout)
 
     def push_stream(self, chunks: Iterator[Message]) -> bool:
         """See ``WebsocketsCtrlBase.push_out_message``."""
@@ -343,19 +351,14 @@ class Session:
 
         Thread: the loop; never waits, except in the hooks of a controller with ``runs_on = "loop"``.
         """
-        if self._overrides.delivers and self.config.runs_on == "loop":
+        arrivals = self.arrivals
+        if self._delivers_on_loop:
             assert self._context is not None
-            self._rest += messages
-            self._call_hook(self._context.run, self._deliver_on_loop)
-        elif self.arrivals is not None:
-            self.arrivals.put(messages)
-        return self.may_receive()
-
-    def may_receive(self) -> bool:
-        """Whether there is room for more messages. Thread: the loop."""
-        if self.config.runs_on == "loop" and self.outgoing.is_congested:
-            return False  # its hook cannot wait for a slow consumer, so the producer waits
-        return self.arrivals is None or not self.arrivals.is_full
+            self._call_hook(self._context.run, self._deliver_on_loop, messages)
+            if self.outgoing.frames and self.outgoing.is_congested:
+                return False  # its hook cannot wait for a slow consumer, so the producer waits
+            return arrivals is None or not arrivals.is_full
+        return arrivals is None or arrivals.put(messages, self._wake)
 
     @property
     def route(self) -> str:
@@ -552,7 +555,8 @@ class Session:
 
     def _deliver_arrivals(self) -> None:
         assert self.arrivals is not None
-        while (message := self._next(self.arrivals, None)) is not None:
+        following = partial(self._next_stream, self.arrivals) if self.streams else self.arrivals.pop
+        while (message := following(None)) is not None:
             if not self._call_hook(self.controller.on_in_message_internal, message):
                 return
             if self.incoming is not None:
@@ -562,25 +566,30 @@ class Session:
         self._deliver()
         self.end(NORMAL)
 
-    def _next(self, mailbox: InMailbox, timeout: float | None) -> Message | MessageStream | None:
-        if not self.streams:
-            item = mailbox.pop(timeout)
-            assert not isinstance(item, Piece)
-            return item
+    def _wake_threads(self, waiters: Iterable[Waiter]) -> None:
+        """Threads are woken when all sockets of a turn have been read: one that runs takes the interpreter away from
+        the loop at its next system call. A greenlet runs at once."""
+        assert self._runtime is not None
+        for waiter in waiters:
+            self._runtime.call(waiter.wake)
+
+    def _next_stream(self, mailbox: InMailbox, timeout: float | None) -> MessageStream | None:
         if self._stream is not None:
             self._stream.give_up()
         self._stream = next_stream(mailbox, timeout)
         return self._stream
 
-    def _deliver_on_loop(self) -> None:
+    def _deliver_on_loop(self, messages: list[Item]) -> None:
         """Calls the hook until its answers fill half of the out-mailbox; the rest has its turn when they have gone."""
-        messages, self._rest = self._rest, []
+        if self._rest:
+            messages = self._rest + messages
+            self._rest = []
         deliver: Callable[[Any], None] = self.controller.on_in_message_internal
         outgoing = self.outgoing
         for number, message in enumerate(messages):
             if self._ended:
                 return
-            if outgoing.is_congested:
+            if outgoing.frames and outgoing.is_congested:
                 self._rest = messages[number:]
                 return
             deliver(message)

@@ -13,11 +13,14 @@ from typing import Any, Protocol
 
 from gevent._hub_local import get_hub_if_exists as get_hub_if_exists  # the function has no public home
 from gevent.monkey import get_original
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
 new_lock = get_original("_thread", "allocate_lock")
 new_reentrant_lock = get_original("_thread", "RLock")
 monotonic = time.monotonic
+
+# What gevent's own ``Hub.switch`` does, without its search for hooks that no greenlet here has.
+_switch_to = greenlet.switch
 
 _LONGEST = 1e8
 """Seconds, three years: the system's calls refuse much larger numbers."""
@@ -68,12 +71,13 @@ class _GreenletWaiter:
         if self._woken:
             self._greenlet = None
             return True
+        hub = self._hub
         timer = None
-        if timeout is not None or not is_served(self._hub):
-            timer = self._hub.loop.timer(_LONGEST if timeout is None else _bounded(timeout))
+        if timeout is not None or not is_served(hub):
+            timer = hub.loop.timer(_LONGEST if timeout is None else _bounded(timeout))
             timer.start(self._resume)
         try:
-            self._hub.switch()
+            _switch_to(hub)
         finally:
             self._greenlet = None
             if timer is not None:
@@ -82,17 +86,20 @@ class _GreenletWaiter:
 
     def wake(self) -> None:
         self._woken = True
-        if getcurrent() is self._hub:
-            self._resume()  # on the loop itself: it runs now, until it waits again
-        elif get_hub_if_exists() is self._hub:
-            self._hub.loop.run_callback(self._resume)
+        hub = self._hub
+        if getcurrent() is hub:
+            sleeper, self._greenlet = self._greenlet, None
+            if sleeper is not None:
+                sleeper.switch()  # on the loop itself: it runs now, until it waits again
+        elif get_hub_if_exists() is hub:
+            hub.loop.run_callback(self._resume)
         else:
-            self._hub.loop.run_callback_threadsafe(self._resume)
+            hub.loop.run_callback_threadsafe(self._resume)
 
     def _resume(self) -> None:
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None:
-            greenlet.switch()
+        sleeper, self._greenlet = self._greenlet, None
+        if sleeper is not None:
+            sleeper.switch()
 
 
 def serve(hub: Any, *, is_served: bool) -> None:
@@ -110,15 +117,6 @@ def may_wait() -> bool:
     """Whether the caller may wait: everyone but the network loop itself."""
     hub = get_hub_if_exists()
     return hub is None or getcurrent() is not hub
-
-
-def _new_waiter() -> Waiter:
-    hub = get_hub_if_exists()
-    if hub is None:
-        return _ThreadWaiter()
-    if getcurrent() is hub:
-        raise RuntimeError("this call would wait on the network loop and stall every connection; use timeout=0")
-    return _GreenletWaiter(hub)
 
 
 class Waiters:
@@ -141,10 +139,14 @@ class Waiters:
         Raises:
             RuntimeError: The caller is the network loop.
         """
-        waiter = _new_waiter()
-        if self._waiters is None:
-            self._waiters = []
-        self._waiters.append(waiter)
+        hub = get_hub_if_exists()
+        if hub is not None and getcurrent() is hub:
+            raise RuntimeError("this call would wait on the network loop and stall every connection; use timeout=0")
+        waiter: Waiter = _ThreadWaiter() if hub is None else _GreenletWaiter(hub)
+        if self._waiters:
+            self._waiters.append(waiter)
+        else:
+            self._waiters = [waiter]
         return waiter
 
     def remove_locked(self, waiter: Waiter) -> bool:
@@ -160,9 +162,16 @@ class Waiters:
             other._waiters = [*(other._waiters or ()), *self._waiters]
             self._waiters = None
 
-    def take_one_locked(self) -> Waiter | None:
-        """The next in line, to be woken when the lock is let go."""
-        return self._waiters.pop(0) if self._waiters else None
+    def take_locked(self, most: int) -> list[Waiter] | tuple[()]:
+        """The next in line, up to ``most``, to be woken when the lock is let go."""
+        waiters = self._waiters
+        if not waiters:
+            return ()
+        if len(waiters) <= most:
+            self._waiters = None
+            return waiters
+        self._waiters = waiters[most:]
+        return waiters[:most]
 
     def take_all_locked(self) -> list[Waiter] | tuple[()]:
         """All of them, to be woken when the lock is let go."""

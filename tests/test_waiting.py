@@ -166,8 +166,7 @@ def test_waiters_are_woken_in_the_order_of_their_coming() -> None:
     tasks = [Task(lambda number=number: wait(number)).until_blocked() for number in range(3)]
     for task in tasks:
         with lock:
-            waiter = waiters.take_one_locked()
-        assert waiter is not None
+            (waiter,) = waiters.take_locked(1)
         waiter.wake()
         task.result()
     assert order == [0, 1, 2]
@@ -194,7 +193,7 @@ def test_a_waiter_that_leaves_is_not_woken() -> None:
     waiters = Waiters()
     first, second = waiters.add_locked(), waiters.add_locked()
     assert waiters.remove_locked(first) is True
-    assert waiters.take_one_locked() is second
+    assert waiters.take_locked(1) == [second]
     second.wake()
     assert second.wait(DEADLINE) is True
     assert first.wait(0) is False
@@ -203,7 +202,7 @@ def test_a_waiter_that_leaves_is_not_woken() -> None:
 def test_where_nobody_waits_there_is_nobody_to_wake() -> None:
     waiters = Waiters()
     assert not waiters
-    assert waiters.take_one_locked() is None
+    assert not waiters.take_locked(1)
     wake_all(waiters.take_all_locked())
     assert waiters.add_locked().wait(0.001) is False
     assert waiters
@@ -214,7 +213,7 @@ def test_waiters_can_be_moved_behind_others() -> None:
     first, second = others.add_locked(), waiters.add_locked()
     waiters.move_all_locked(others)
     assert not waiters
-    assert [others.take_one_locked(), others.take_one_locked()] == [first, second]
+    assert others.take_locked(2) == [first, second]
 
 
 def test_no_set_is_lost_in_a_race() -> None:

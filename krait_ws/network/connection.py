@@ -42,7 +42,7 @@ SEND_SIZE = 64 * 1024
 FLUSH_BUDGET = 4 * SEND_SIZE
 """Bytes sent in one turn."""
 
-_COPY_BELOW = 4 * 1024  # bytes; a short read is sliced faster as bytes than as a view of the buffer
+_COPY_BELOW = 4 * 1024  # bytes
 
 
 _OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State.OPEN, State.CLOSE_SENT, State.FAILED, State.CLOSED
@@ -115,13 +115,13 @@ class Connection:
 
     def on_ready(self, events: int) -> None:
         """The socket is ready."""
-        if events == HANGUP:
-            self._hang_up()
-        elif events & READ:
+        if events & READ:
             if self._reading:
                 self._read()
             else:
                 self._gone()  # reading is paused and not watched: this is an error or a hang-up
+        elif events == HANGUP:
+            self._hang_up()
         if events & WRITE and self._unsent is not None:
             self._send(self._unsent)
             self.flush()
@@ -140,7 +140,8 @@ class Connection:
             if chunk:
                 self._send(chunk)
             if not chunk or not self._has_more():
-                self._all_sent()
+                if not self._reading or self._protocol.state is _CLOSED:
+                    self._all_sent()
                 return
             budget -= len(chunk) if self._deflate is None else SEND_SIZE  # compressing costs more than sending
             if budget <= 0:
@@ -201,12 +202,10 @@ class Connection:
 
     def _read(self) -> None:
         sock = self._sock
-        if sock is None:
-            return
-        loop = self._loop
         protocol = self._protocol
-        if protocol.is_holding:
+        if sock is None or protocol.is_holding:
             return  # what was read before comes first, and its turn is on its way
+        loop = self._loop
         expected = protocol.bytes_expected
         size = READ_SIZE if expected <= READ_SIZE else min(BUFFER_SIZE, expected)
         try:
@@ -221,28 +220,27 @@ class Connection:
         elif not self._ending:
             self.heard_at = loop.now
             self._session.bytes_in += received
-            data = loop.buffer_view[:received]
-            self._receive(bytes(data) if received < _COPY_BELOW else data)
+            # A view of the buffer saves a copy, but is slower to take apart.
+            self._receive(bytes(loop.buffer_view[:received]) if received < _COPY_BELOW else loop.buffer_view[:received])
 
     def _receive(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
+        session = self._session
         ping = protocol.ping_payload
         before = protocol.state
         messages = protocol.receive(data)
-        if ping is not None and protocol.ping_payload is None:
-            self._session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if messages:
-            self._session.messages_in += len(messages)
-            if not self._session.receive(messages):
+            session.messages_in += len(messages)
+            if not session.receive(messages):
                 self._pause_reading()
+        if ping is not None and protocol.ping_payload is None:
+            session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if protocol.is_holding and self._reading:
             self._loop.call(self._receive_held)
         state = protocol.state
-        if state is _OPEN or state is _CLOSE_SENT:
-            if protocol.owes:
-                self.flush()
-            return
-        if state is before:
+        if protocol.owes and (state is _OPEN or state is _CLOSE_SENT):
+            self.flush()
+        if state is before or state is _OPEN or state is _CLOSE_SENT:
             return
         assert protocol.close_code is not None
         self._start_timer()
@@ -299,12 +297,13 @@ class Connection:
         return [self._deflate.deflate(frame) for frame in frames]
 
     def _has_more(self) -> bool:
-        return bool(self._session.outgoing) or self._closing is not None or self._protocol.owes or bool(self._parts)
+        return bool(self._session.outgoing.frames or self._closing is not None or self._protocol.owes or self._parts)
 
     def _send(self, chunk: bytes | memoryview) -> None:
         sock = self._sock
         if sock is None:
             return
+        was_stuck = self._unsent is not None
         try:
             sent = sock.send(chunk)
         except (BlockingIOError, InterruptedError):
@@ -312,9 +311,10 @@ class Connection:
         except OSError:
             self._gone()
             return
-        was_stuck = self._unsent is not None
         self._session.bytes_out += sent
         is_stuck = sent < len(chunk)
+        if is_stuck is was_stuck is False:
+            return
         if is_stuck:
             self._unsent = memoryview(chunk)[sent:]
             if sent or not was_stuck:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 READ, WRITE, HANGUP = 1, 2, 4
+_LOOKS_A_TURN = 8
+_SMALL_BATCH = 64  # sockets; after more than these the hub and the calls of other threads have their turn
 _MAX_BATCH = 256
 
 
@@ -73,14 +75,21 @@ class EpollPoller:
         self._owners.clear()
 
     def _poll(self) -> None:
+        """Serves what is ready, and what became ready meanwhile: another look costs far less than a turn of the hub."""
         owners = self._owners
-        batch = []
-        for descriptor, mask in self._epoll.poll(0, _MAX_BATCH):
-            owner = owners.get(descriptor)
-            if owner is not None:
-                batch.append((owner, _EVENTS.get(mask, READ | WRITE)))
-        if batch:
+        poll = self._epoll.poll
+        for _ in range(_LOOKS_A_TURN):
+            ready = poll(0, _MAX_BATCH)
+            if not ready:
+                return
+            batch = []
+            for descriptor, mask in ready:
+                owner = owners.get(descriptor)
+                if owner is not None:
+                    batch.append((owner, _EVENTS.get(mask, READ | WRITE)))
             self._serve(batch)
+            if len(ready) > _SMALL_BATCH:
+                return
 
 
 class WatcherPoller:

@@ -104,7 +104,7 @@ def test_a_compressed_message_can_be_taken_back(serve: Serve) -> None:
         held = threading.Event()
         members.all[0]._krait._runtime.call(held.wait)  # the loop takes nothing meanwhile
         broadcast([member], LARGE)
-        assert member.pressure[:2] == (1, len(member._krait.outgoing._queue[0]))
+        assert member.pressure[:2] == (1, len(member._krait.outgoing.frames[0]))
         assert member.pop_out_message() == LARGE
         assert member.pressure[:2] == (0, 0)
         held.set()
