@@ -6,6 +6,7 @@ here is needed to run a server, and the server imports nothing of it.
 
 from __future__ import annotations
 
+from krait_ws.client.connection import Connection
 from krait_ws.client.errors import (
     AuthError,
     ClientError,
@@ -16,12 +17,14 @@ from krait_ws.client.errors import (
     PeerTimeoutError,
     PoolExhaustedError,
 )
-from krait_ws.client.transport import Auth, Link, Message, Transport
+from krait_ws.client.link import Link, Message
+from krait_ws.client.transport import Auth, Transport
 
 __all__ = [
     "Auth",
     "AuthError",
     "ClientError",
+    "Connection",
     "ConnectionBusyError",
     "ConnectionClosedError",
     "ConnectionDrainTimeoutError",

@@ -1,44 +1,27 @@
-"""How a WebSocket connection to a server is opened, and an open one.
+"""How a WebSocket connection to a server is opened: the only place where one is.
 
-The only place that knows the ``websockets`` package: its exceptions become those of ``errors.py`` here. A ``Transport``
-says where to and how; ``open()`` gives a ``Link``, one open connection. Comes in: messages from any thread. Goes out:
-messages in the order of arrival, to one reader at a time.
+A ``Transport`` says where to and how; ``open()`` gives a ``Link``, one open connection. Here and in ``link.py`` the
+exceptions of the ``websockets`` package become those of ``errors.py``; nothing else knows it.
 """
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from websockets.exceptions import (
-    ConcurrencyError,
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidMessage,
-    InvalidStatus,
-    InvalidURI,
-)
-from websockets.protocol import OPEN, Event
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
-from krait_ws.client.errors import (
-    AuthError,
-    ClientError,
-    ConnectionBusyError,
-    ConnectionClosedError,
-    ConnectionUnavailableError,
-)
+from krait_ws.client.errors import AuthError, ClientError, ConnectionUnavailableError
+from krait_ws.client.link import Link, Message, WebSocket
 
-Message = str | bytes
-"""Text is ``str``, binary is ``bytes``."""
+__all__ = ["Auth", "Dial", "Link", "Message", "Transport"]
 
 
 class Auth(Protocol):
@@ -141,7 +124,7 @@ class Dial:
         self._over = threading.Event()  # opened, failed or given up
         self._result: Link | Exception | None = None  # guarded by _lock
         self._given_up = False  # guarded by _lock
-        self._current: _WebSocket | None = None  # whose upgrade is under way; guarded by _lock
+        self._current: WebSocket | None = None  # whose upgrade is under way; guarded by _lock
         threading.Thread(target=self._run, name="krait-client-dial", daemon=True).start()
 
     def wait(self) -> Link:
@@ -226,12 +209,12 @@ class Dial:
             websocket = connect(transport.url, **options).__enter__()
         except InvalidStatus as error:
             raise _refused(transport, error) from error
-        assert isinstance(websocket, _WebSocket)
+        assert isinstance(websocket, WebSocket)
         websocket.socket.settimeout(transport.send_timeout)
-        return Link(websocket, transport)
+        return Link(websocket)
 
-    def _create(self, *arguments: Any, **options: Any) -> _WebSocket:
-        websocket = _WebSocket(*arguments, **options)
+    def _create(self, *arguments: Any, **options: Any) -> WebSocket:
+        websocket = WebSocket(*arguments, **options)
         with self._lock:
             self._current = websocket
             given_up = self._given_up
@@ -240,143 +223,10 @@ class Dial:
         return websocket
 
 
-class Link:
-    """One open connection. It never comes back once it is over. Thread: any; one reader at a time."""
-
-    def __init__(self, websocket: _WebSocket, transport: Transport) -> None:
-        self._websocket = websocket
-        self._transport = transport
-
-    @property
-    def is_open(self) -> bool:
-        """Whether neither side has begun to close and the socket works, as far as it is known."""
-        return self._websocket.state is OPEN
-
-    @property
-    def subprotocol(self) -> str | None:
-        """The one that the server chose."""
-        return self._websocket.subprotocol
-
-    @property
-    def last_frame_at(self) -> float:
-        """When the last frame came from the server, a pong or a ping too, on the clock of ``time.monotonic``."""
-        return self._websocket.last_frame_at
-
-    def send(self, message: str | bytes | bytearray | memoryview) -> None:
-        """Sends text or binary. Waits while the server does not read, at most ``send_timeout`` seconds.
-
-        Raises:
-            ConnectionClosedError: The connection is over, or the time was up and it is over now.
-            TypeError: The message is of another type.
-        """
-        if not isinstance(message, str | bytes | bytearray | memoryview):
-            raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
-        try:
-            self._websocket.send(message)
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
-
-    def recv(self, timeout: float | None = None) -> Message:
-        """The next message; an empty one is a message too. Those that came before the end come before the error.
-
-        Args:
-            timeout: Seconds to wait; 0 only looks, ``None`` waits until a message comes or the connection is over.
-
-        Raises:
-            TimeoutError: No message came in time.
-            ConnectionClosedError: The connection is over.
-            ConnectionBusyError: Another thread is receiving.
-        """
-        try:
-            return self._websocket.recv(timeout)
-        except TimeoutError:
-            raise TimeoutError(f"no message came within {timeout:g} s") from None
-        except ConcurrencyError:
-            raise ConnectionBusyError("another thread is receiving from this connection") from None
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
-
-    def ping(self, timeout: float = 10.0) -> float:
-        """Sends a ping and waits for its pong. Returns the seconds between them.
-
-        Raises:
-            TimeoutError: No pong came in time. The connection stays as it is.
-            ConnectionClosedError: The connection is over.
-        """
-        try:
-            sent_at = time.monotonic()
-            answered = self._websocket.ping(ack_on_close=True)
-            in_time = answered.wait(timeout)
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
-        if not in_time:
-            raise TimeoutError(f"no pong came within {timeout:g} s")
-        if not self.is_open:
-            raise _closed(self._websocket.protocol.close_exc)
-        return time.monotonic() - sent_at
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes with the closing handshake, within ``close_timeout`` seconds. What was not received yet is dropped.
-
-        Who is in ``recv`` is woken. Never raises because of the other side; again it does nothing.
-
-        Raises:
-            ValueError: The code or the reason cannot be sent (RFC 6455 section 7.4).
-        """
-        _check_close(code, reason)
-        self._websocket.discard()
-        self._websocket.close(code, reason)
-        self._websocket.join()
-
-    def abort(self) -> None:
-        """Ends the connection at once, without a close frame. Wakes a ``send`` that is stuck, too."""
-        self._websocket.cut()
-        self._websocket.join()
-
-
-class _WebSocket(ClientConnection):
-    """The package's connection, and what it lacks."""
-
-    last_frame_at = 0.0
-    _discards = False
-
-    def process_event(self, event: Event) -> None:
-        self.last_frame_at = time.monotonic()
-        if self._discards and self.response is not None:
-            return
-        super().process_event(event)
-
-    def discard(self) -> None:
-        """Unread messages are dropped from now on: its reader stops at a full queue and would never see the close."""
-        self._discards = True
-        with suppress(TimeoutError, ConnectionClosed, ConcurrencyError):
-            while True:
-                self.recv(0)
-
-    def cut(self) -> None:
-        """Shuts the socket down, which wakes whoever is stuck in it; to close it alone would not."""
-        with suppress(OSError), socket.socket(fileno=socket.dup(self.socket.fileno())) as double:
-            double.shutdown(socket.SHUT_RDWR)
-        self.close_socket()
-
-    def join(self) -> None:
-        """Waits for its threads, which end with the socket."""
-        for thread in (self.recv_events_thread, self.keepalive_thread):
-            if thread is not None and thread is not threading.current_thread():
-                thread.join()
-
-
 def _check_headers(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if any(character in name + value for character in "\r\n\0"):
             raise ValueError(f"the header {name!r} has a line break or a NUL in it")
-
-
-def _check_close(code: int, reason: str) -> None:
-    if code != 1000 and not 3000 <= code <= 4999 and code != 1001:
-        raise ValueError(f"the close code {code} cannot be sent: use 1000, 1001 or 3000 to 4999")
-    if len(reason.encode()) > 123:
-        raise ValueError("a close reason has at most 123 bytes")
 
 
 def _asked(transport: Transport, method: Any) -> Any:
@@ -413,10 +263,3 @@ def _unavailable(transport: Transport, error: Exception) -> ConnectionUnavailabl
     unavailable = ConnectionUnavailableError(f"{transport.place}: {what}")
     unavailable.__cause__ = error
     return unavailable
-
-
-def _closed(closed: ConnectionClosed) -> ConnectionClosedError:
-    frame = closed.rcvd or closed.sent
-    if frame is not None:
-        return ConnectionClosedError(frame.code, frame.reason)
-    return ConnectionClosedError(1006, str(closed.__cause__ or "the connection was cut"))
