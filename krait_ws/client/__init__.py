@@ -6,6 +6,8 @@ here is needed to run a server, and the server imports nothing of it.
 
 from __future__ import annotations
 
+from krait_ws.client.auth import Basic, Bearer, Headers
+from krait_ws.client.backoff import Backoff
 from krait_ws.client.connection import Connection
 from krait_ws.client.errors import (
     AuthError,
@@ -18,20 +20,34 @@ from krait_ws.client.errors import (
     PoolExhaustedError,
 )
 from krait_ws.client.link import Link, Message
+from krait_ws.client.peers import Peer, Peers
+from krait_ws.client.stream import Event, EventStream, Status
+from krait_ws.client.subscriptions import EVERYTHING, Subscriptions
 from krait_ws.client.transport import Auth, Transport
 
 __all__ = [
+    "EVERYTHING",
     "Auth",
     "AuthError",
+    "Backoff",
+    "Basic",
+    "Bearer",
     "ClientError",
     "Connection",
     "ConnectionBusyError",
     "ConnectionClosedError",
     "ConnectionDrainTimeoutError",
     "ConnectionUnavailableError",
+    "Event",
+    "EventStream",
+    "Headers",
     "Link",
     "Message",
+    "Peer",
     "PeerTimeoutError",
+    "Peers",
     "PoolExhaustedError",
+    "Status",
+    "Subscriptions",
     "Transport",
 ]
