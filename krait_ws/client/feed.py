@@ -21,7 +21,7 @@ INBOX_SIZE = 1024
 """Messages that wait for the stream's callbacks; beyond that the connection is not read and TCP makes the server
 wait."""
 
-Greeting = Callable[[Link], None]
+Greeting = Callable[[Link], object]
 """Called with each new connection before its first message is read; may send and receive."""
 
 

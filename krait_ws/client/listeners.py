@@ -9,7 +9,7 @@ from typing import Any
 
 log = logging.getLogger("krait_ws.client")
 
-Callback = Callable[..., object]
+Callback = Callable[..., Any]
 
 
 class Listeners:

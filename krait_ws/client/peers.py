@@ -169,7 +169,7 @@ class Peers:
         if status not in OPEN:
             return f"{place} is not reached after {timeout:g} s ({self.stream.error}): is it running there?"
         others = ", ".join(sorted({peer.role for peer in self._online.values()})) or "nobody"
-        return f"no {self._awaited} came online within {timeout:g} s, but {others}: is it running, and connected to {place}?"
+        return f"no {self._awaited} came online within {timeout:g} s ({others} did): does it run, and with {place}?"
 
     def _announce(self, link: Link, status: str) -> None:
         payload = {

@@ -511,7 +511,7 @@ class EventStream:
         return Feed(
             self.transport,
             self._inbox,
-            list(self._greetings.all()),
+            self._greetings.all(),
             stale_after=self._stale_after,
             on_thread=self._enter_thread,
             before=before,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.client.hub import HUBS, Hub
 from tests.client.proxy import Proxy
 from tests.client.servers import SERVERS
 from tests.integration.support import no_leaks
@@ -48,3 +49,24 @@ def unraised(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(threading, "excepthook", seen.append)
     yield seen
     assert not seen, seen
+
+
+@pytest.fixture(params=HUBS)
+def any_hub(request: pytest.FixtureRequest, tmp_path: Path, leaves_nothing: None) -> Iterator[Hub]:
+    """A server of events: ours, and two foreign ones."""
+    with HUBS[request.param](tmp_path) as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, leaves_nothing: None) -> Iterator[Hub]:
+    """Ours."""
+    with HUBS["krait"](tmp_path) as hub:
+        yield hub
+
+
+@pytest.fixture
+def faults(hub: Hub) -> Iterator[Proxy]:
+    """Faults on the way to our server of events."""
+    with Proxy(hub.port) as between:
+        yield between
