@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from krait_ws.mailbox import Pressure
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
+from krait_ws.rate import LimitedSession
 from krait_ws.session import Overrides, Session
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ class WebsocketsCtrlBase:
 
     The class attributes below override the server's settings for this class; ``None`` takes the server's. Their
     meanings, units and defaults stand in the table of settings (``krait_ws.config``). With ``stream_messages = True`` a
-    message comes as a ``MessageStream``, an iterator of its chunks as they arrive, of any size.
+    message comes as a ``MessageStream``, an iterator of its chunks as they arrive, of any size. With ``rate_limit =
+    (messages, seconds)`` a client may send so many in a time, and as many at once; with more of them it waits, or the
+    connection closes with 1008 where ``rate_policy`` is ``"close"``.
 
     Args:
         use_in_message_queue: ``False`` when nobody will pop: ``on_in_message`` is then the only way in, and messages
@@ -48,10 +51,13 @@ class WebsocketsCtrlBase:
     compress_context: bool | None = None
     max_inflated_size: int | None = None
     stream_messages: bool = False
+    rate_limit: tuple[int, float] | None = None
+    rate_policy: str = "wait"
 
     def __init__(self, use_in_message_queue: bool = True) -> None:
         overrides = Overrides(type(self), WebsocketsCtrlBase)
-        self._krait = Session(self, overrides, use_queue=use_in_message_queue)
+        kind = Session if self.rate_limit is None else LimitedSession
+        self._krait = kind(self, overrides, use_queue=use_in_message_queue)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_krait":

@@ -58,6 +58,9 @@ class Transport(Protocol):
     def resume_reading(self) -> None:
         """There is room for messages again."""
 
+    def limit_turn(self, frames: int) -> None:
+        """Read at most so many frames in one turn."""
+
     def send_ping(self) -> None:
         """Send a ping; ``Session.pong_received`` hears of its answer."""
 

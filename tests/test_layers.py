@@ -24,6 +24,7 @@ LAYERS = [
     ["mailbox", "handlers"],
     ["streams"],
     ["session"],
+    ["rate"],
     ["controller"],
     ["broadcast"],
     ["http"],

@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from krait_ws.config import Config
 from krait_ws.http import Response
+from krait_ws.rate import Rate
 from krait_ws.waiting import monotonic, new_lock
 
 logger = logging.getLogger("krait_ws.admission")
@@ -50,13 +51,14 @@ class Admission:
         self.threads = 0
         self._lock = new_lock()
         self._connections_of: dict[bytes, int] = {}
-        self._rate = Rate(config.max_handshakes_per_address)
+        per_second = config.max_handshakes_per_address
+        self._rates = AddressRates(Rate(per_second, 1.0)) if per_second else None
 
     def check_handshake(self, remote_addr: str) -> Response | None:
         """Counts a handshake of an address. Returns the refusal when they come too fast."""
-        if not self._config.max_handshakes_per_address or not (address := address_key(remote_addr)):
+        if self._rates is None or not (address := address_key(remote_addr)):
             return None
-        seconds = self._rate.take(address, monotonic())
+        seconds = self._rates.take(address, monotonic())
         return self.refuse("max_handshakes_per_address", retry_after=seconds) if seconds else None
 
     def enter(self, remote_addr: str) -> Place | Response:
@@ -146,18 +148,11 @@ class Place:
             self._admission.release_place(self._address)
 
 
-class Rate:
-    """So many handshakes a second from each address, and as many at once: a token bucket for each.
+class AddressRates:
+    """A bucket for each address that came a moment ago; one that is full is as good as none, so it is forgotten."""
 
-    Of a bucket one number is kept: when it will be full again. One that is full is as good as none, so it is forgotten.
-
-    Args:
-        per_second: Handshakes a second; 0 for no limit.
-    """
-
-    def __init__(self, per_second: float) -> None:
-        self._interval = 1 / per_second if per_second else 0.0  # seconds in which a token comes
-        self._capacity = max(1.0, per_second) * self._interval  # of a bucket, in seconds
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
         self._full_at: dict[bytes, float] = {}  # in the order of the last handshake
 
     def __len__(self) -> int:
@@ -165,14 +160,9 @@ class Rate:
 
     def take(self, address: bytes, now: float) -> float:
         """Takes a token of an address. Returns 0.0, or the seconds until there is one."""
-        full_at = max(self._full_at.pop(address, now), now) + self._interval
-        # The tolerance is for the rounding of sums, far below what a clock can tell.
-        wait = full_at - now - self._capacity
-        if wait > 1e-9:
-            full_at -= self._interval
-        else:
-            wait = 0.0
-        self._full_at[address] = full_at
+        full_at = self._full_at.pop(address, now)
+        wait = self._rate.wait(full_at, now)
+        self._full_at[address] = full_at if wait else self._rate.taken(full_at, now, 1)
         self._forget(now)
         return wait
 

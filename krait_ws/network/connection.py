@@ -29,6 +29,7 @@ from krait_ws.network.tls import TlsSocket
 from krait_ws.protocol.connection import ProtocolState, State
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL
+from krait_ws.protocol.messages import MAX_WORK_A_TURN
 from krait_ws.session import Session
 from krait_ws.waiting import monotonic
 
@@ -156,6 +157,10 @@ class Connection:
                 self.stuck_since = None
             self._watch()
             self._receive_held()
+
+    def limit_turn(self, frames: int) -> None:
+        """Reads at most so many frames in one turn."""
+        self._protocol.work_a_turn = min(frames, MAX_WORK_A_TURN)
 
     def send_ping(self) -> None:
         """Sends a ping, whose round trip is measured."""

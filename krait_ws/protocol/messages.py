@@ -50,7 +50,8 @@ _WHOLE_TEXT, _WHOLE_BINARY = FIN | TEXT, FIN | BINARY
 _CONTROL = 0x8
 # A frame costs 0.3 to 2 µs however small it is, and inflating makes a thousand bytes of one: what a read costs is
 # counted in frames.
-_MAX_WORK_A_TURN = 256  # frames
+MAX_WORK_A_TURN = 256
+"""Frames."""
 _FRAMES_A_COMPRESSED = 8  # frames that a compressed one counts as, however small
 _INFLATED_A_FRAME = 512  # bytes
 _MASKED = 0x80
@@ -72,6 +73,7 @@ class MessageReader:
         bytes_expected: Payload bytes of the current data frame that are still to come: a hint for how much to read.
         is_holding: Bytes of the last read wait for their turn, because it gave work enough for one. ``read_into`` is to
             be called without new bytes until they are through.
+        work_a_turn: Frames that are read in one turn.
     """
 
     __slots__ = (
@@ -92,9 +94,11 @@ class MessageReader:
         "bytes_expected",
         "is_holding",
         "max_message_size",
+        "work_a_turn",
     )
 
     def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
+        self.work_a_turn = MAX_WORK_A_TURN
         self.max_message_size = (1 << 63) - 1 if streams else max_message_size
         self._streams = streams
         self._begun = False  # with streams: a piece of the message has been given
@@ -129,6 +133,7 @@ class MessageReader:
             ProtocolError: The peer broke the protocol. What ended before that is in ``messages``.
         """
         self._work = 0
+        most = self.work_a_turn
         self.is_holding = False
         if self._buffered:
             data = self._buffered + bytes(data)
@@ -139,7 +144,7 @@ class MessageReader:
             position = self._read_payload(messages, data, 0, end)
         short = self._short
         while position < end:
-            if self._work >= _MAX_WORK_A_TURN:
+            if self._work >= most:
                 self._wait_for_more(data, position, end)
                 self.is_holding = True
                 return

@@ -230,6 +230,16 @@ def talk_to_lamps(site: SiteServer) -> None:
             one.expect("hall off")
 
 
+def talk_to_vote(site: SiteServer) -> None:
+    with site.connect("/vote") as client:
+        for number in range(5):
+            client.send(str(number))
+            client.expect(f"counted: {number}")
+        for _ in range(5):
+            client.send("once more")
+        client.expect_close(1008)
+
+
 CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/account": talk_to_account,
     "/chat": talk_to_chat,
@@ -241,6 +251,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/hello": talk_to_hello,
     "/lamps": talk_to_lamps,
     "/price": talk_to_price,
+    "/vote": talk_to_vote,
 }
 """For each route script that a document shows: somebody who talks to it."""
 

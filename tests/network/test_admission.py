@@ -11,7 +11,8 @@ import pytest
 from krait_ws.config import Config
 from krait_ws.http import Response
 from krait_ws.network import admission as module
-from krait_ws.network.admission import Admission, Place, Rate, address_key
+from krait_ws.network.admission import AddressRates, Admission, Place, address_key
+from krait_ws.rate import Rate
 
 ONE, TWO = b"\x7f\x00\x00\x01", b"\x7f\x00\x00\x02"
 
@@ -44,7 +45,7 @@ def test_what_a_client_without_an_address_and_one_with_a_long_name_are() -> None
 
 
 def test_as_many_at_once_as_a_second_allows() -> None:
-    rate = Rate(5)
+    rate = AddressRates(Rate(5, 1.0))
     assert [rate.take(ONE, 100.0) for _ in range(5)] == [0.0] * 5
     assert rate.take(ONE, 100.0) == pytest.approx(0.2)
     assert rate.take(ONE, 100.1) == pytest.approx(0.1)
@@ -54,7 +55,7 @@ def test_as_many_at_once_as_a_second_allows() -> None:
 
 
 def test_less_than_one_a_second() -> None:
-    rate = Rate(0.1)
+    rate = AddressRates(Rate(0.1, 1.0))
     assert rate.take(ONE, 0.0) == 0.0
     assert rate.take(ONE, 4.0) == pytest.approx(6.0)
     assert rate.take(ONE, 10.0) == 0.0
@@ -62,7 +63,7 @@ def test_less_than_one_a_second() -> None:
 
 @pytest.mark.parametrize("per_second", [0.3, 1, 7, 100])
 def test_a_flood_gets_exactly_its_rate(per_second: float) -> None:
-    rate = Rate(per_second)
+    rate = AddressRates(Rate(per_second, 1.0))
     chance = random.Random(4711)
     now, passed = 50.0, 0
     while now < 150.0:
@@ -72,12 +73,12 @@ def test_a_flood_gets_exactly_its_rate(per_second: float) -> None:
 
 
 def test_an_address_that_keeps_within_the_rate_is_never_refused() -> None:
-    rate = Rate(3)
+    rate = AddressRates(Rate(3, 1.0))
     assert not any(rate.take(ONE, 1e6 + number / 3) for number in range(1000))
 
 
 def test_the_table_of_addresses_forgets_those_whose_bucket_is_full() -> None:
-    rate = Rate(10)
+    rate = AddressRates(Rate(10, 1.0))
     for number in range(1000):
         rate.take(number.to_bytes(4, "big"), 0.0)
     assert len(rate) == 1000
@@ -88,7 +89,7 @@ def test_the_table_of_addresses_forgets_those_whose_bucket_is_full() -> None:
 
 def test_the_table_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ADDRESSES", 100)
-    rate = Rate(1)
+    rate = AddressRates(Rate(1, 1.0))
     for number in range(5000):
         assert rate.take(number.to_bytes(4, "big"), 7.0) == 0.0
         assert len(rate) <= 100
