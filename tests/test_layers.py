@@ -37,6 +37,7 @@ LAYERS = [
     ["network"],
     ["client"],
     ["testing", "flags"],
+    ["bench"],
     ["commands"],
     ["cli"],
     ["__main__"],

@@ -1,0 +1,469 @@
+"""``krait-ws bench``: what it counts, what it holds against a server, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krait_ws.bench.latencies import EXACT, Latencies
+from krait_ws.bench.load import Load
+from krait_ws.bench.plan import Messages, Plan, client_frame, header_of, target_of
+from krait_ws.bench.report import Result, duration
+from krait_ws.errors import ConfigError
+from krait_ws.testing import SiteServer
+from tests.commands.support import PATIENCE, Peer, server, server_frame
+
+Serve = Callable[..., SiteServer]
+
+SITE = Path(__file__).resolve().parents[2] / "benchmarks" / "site"
+TICKER = (
+    "from krait_ws.websockets import *\n"
+    "class Ticker(WebsocketsCtrlBase):\n    def on_thread_start(self):\n"
+    "        if self.pop_in_message(timeout=10) != 'subscribe':\n            return\n"
+    "        while self.push_out_message('x' * 300) and not self.wait_stop(0.005):\n            pass\n"
+    "def websocket(request):\n    return WebsocketsResponse(Ticker())\n"
+)
+
+
+def load(url: str, **plan: Any) -> Result:
+    """A short load."""
+    return Load(Plan(target_of(url), **{"connections": 3, "seconds": 0.3, "timeout": 5, **plan})).run(lambda line: None)
+
+
+def accepting(answer: Callable[[bytes], bytes]) -> Callable[[Peer], None]:
+    def behave(peer: Peer) -> None:
+        peer.accept()
+        peer.echoes(answer)
+
+    return behave
+
+
+# ---- a good server
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {},
+        {"in_flight": 16},
+        {"size": 0},
+        {"size": 125, "in_flight": 100},
+        {"size": 126},
+        {"size": 65536, "is_binary": True, "in_flight": 3},
+        {"size": 1_000_000, "is_binary": True},
+        {"rate": 200},
+        {"connections": 40, "ramp": 0.2},
+    ],
+    ids=lambda plan: " ".join(f"{name}={value}" for name, value in plan.items()) or "default",
+)
+def test_an_echo_is_counted_and_nothing_is_wrong(krait_site: Serve, plan: dict[str, Any]) -> None:
+    result = load(f"{krait_site(SITE).url}/loop", **plan)
+    assert result.errors == Counter()
+    assert result.messages > 0
+    assert result.payload_bytes == result.messages * plan.get("size", 32)
+    counts = result.as_json()
+    assert counts["handshakes"] == plan.get("connections", 3)
+    assert 0 < counts["latency_us"]["p50"] <= counts["latency_us"]["p99"] <= counts["latency_us"]["max"]
+    assert sum(count for _, count in counts["histogram_us"]) >= result.messages
+
+
+def test_a_push_url_is_only_listened_to(krait_site: Serve, tmp_path: Path) -> None:
+    (tmp_path / "ticker.py").write_text(TICKER)
+    result = load(f"{krait_site(tmp_path).url}/ticker", is_push=True, hello="subscribe", seconds=0.5)
+    assert result.errors == Counter()
+    assert result.messages >= 3 * 5
+    assert result.payload_bytes >= result.messages * 300
+    assert result.latencies.quantiles()["p50"] >= 4000
+
+
+def test_a_push_url_that_says_nothing_has_failed(krait_site: Serve) -> None:
+    assert load(f"{krait_site(SITE).url}/loop", is_push=True).errors == {"silent: nothing was received": 1}
+
+
+def test_headers_and_subprotocol_are_sent() -> None:
+    requests = []
+
+    def behave(peer: Peer) -> None:
+        peer.accept("Sec-WebSocket-Protocol: b\r\n")
+        requests.append(peer.request)
+        peer.echoes(lambda payload: server_frame(0x81, payload))
+
+    with server(behave) as url:
+        result = load(f"{url}x?y=1", connections=1, subprotocol="a, b", headers=(header_of("X-Own: 5"),))
+    assert result.errors == Counter()
+    assert requests[0].startswith("GET /x?y=1 HTTP/1.1\r\nHost: 127.0.0.1:")
+    assert "\r\nSec-WebSocket-Protocol: a, b\r\n" in requests[0]
+    assert requests[0].endswith("\r\nX-Own: 5")
+
+
+# ---- servers with habits, all of them allowed
+
+
+def in_fragments(payload: bytes) -> bytes:
+    return server_frame(0x01, payload[:5]) + server_frame(0x00, payload[5:9]) + server_frame(0x80, payload[9:])
+
+
+def with_pings(payload: bytes) -> bytes:
+    return server_frame(0x89, b"here?") + server_frame(0x81, payload)
+
+
+def with_a_ping_inside(payload: bytes) -> bytes:
+    return server_frame(0x01, payload[:5]) + server_frame(0x89, b"") + server_frame(0x80, payload[5:])
+
+
+def with_a_long_head(payload: bytes) -> bytes:
+    return bytes((0x81, 127)) + len(payload).to_bytes(8, "big") + payload
+
+
+@pytest.mark.parametrize("answer", [in_fragments, with_pings, with_a_ping_inside, with_a_long_head])
+@pytest.mark.parametrize("in_flight", [1, 7])
+def test_an_echo_may_come_in_many_forms(answer: Callable[[bytes], bytes], in_flight: int) -> None:
+    with server(accepting(answer)) as url:
+        result = load(url, in_flight=in_flight)
+    assert result.errors == Counter()
+    assert result.messages > 10
+
+
+def test_an_echo_may_come_byte_by_byte_and_its_form_may_change() -> None:
+    forms = [in_fragments, with_pings, lambda payload: server_frame(0x81, payload)]
+
+    def behave(peer: Peer) -> None:
+        peer.accept()
+        turn = 0
+
+        def answer(payload: bytes) -> bytes:
+            nonlocal turn
+            turn += 1
+            *first, last = forms[turn % len(forms)](payload)
+            for byte in first:
+                peer.send(bytes([byte]))
+            return bytes([last])
+
+        peer.echoes(answer)
+
+    with server(behave) as url:
+        result = load(url, in_flight=2)
+    assert result.errors == Counter()
+    assert result.messages > 3
+
+
+def test_a_ping_is_answered() -> None:
+    pongs = []
+
+    def behave(peer: Peer) -> None:
+        peer.accept()
+        peer.send(server_frame(0x89, b"abc"))
+        while (frame := peer.frame())[0] != 8:
+            pongs.append(frame)
+        peer.send(server_frame(0x88, frame[1]))
+
+    with server(behave) as url:
+        load(url, connections=1, is_push=True)
+    assert pongs == [(0xA, b"abc")]
+
+
+# ---- servers with faults
+
+
+def swapped(turns: list[bytes]) -> Callable[[bytes], bytes]:
+    """Answers two messages at once, in the wrong order."""
+
+    def answer(payload: bytes) -> bytes:
+        turns.append(payload)
+        if len(turns) < 2:
+            return b""
+        return b"".join(server_frame(0x81, turns.pop()) for _ in range(2))
+
+    return answer
+
+
+def following(payload: bytes) -> bytes:
+    """The message that comes after this one."""
+    return bytes(97 + (letter - 96) % 26 for letter in payload)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (lambda payload: server_frame(0x81, payload[:-1]), "broken: an echo of another size, content or order"),
+        (lambda payload: server_frame(0x81, payload + b"x"), "broken: an echo of another size, content or order"),
+        (lambda payload: server_frame(0x81, b"X" * len(payload)), "broken: an echo of another size, content or order"),
+        (lambda payload: server_frame(0x82, payload), "broken: an echo with opcode 2"),
+        (lambda payload: server_frame(0x80, payload), "broken: an echo with opcode 0"),
+        (lambda payload: server_frame(0x81, payload) * 2, "broken: an echo of another size, content or order"),
+        (
+            lambda payload: server_frame(0x81, payload) + server_frame(0x81, following(payload)),
+            "wrong echo: more messages than were sent",
+        ),
+        (lambda payload: server_frame(0xC1, payload), "broken: a reserved bit is set"),
+        (lambda payload: bytes((0x81, 0xFF)) + bytes(20), "broken: a masked frame"),
+        (lambda payload: server_frame(0x88, b"\x03\xf0slow down"), "closed: 1008 slow down"),
+        (lambda payload: server_frame(0x88, b""), "closed: 1005"),
+    ],
+    ids=[
+        "short",
+        "long",
+        "other",
+        "binary",
+        "continuation",
+        "twice",
+        "ahead",
+        "rsv",
+        "masked",
+        "close 1008",
+        "close 1005",
+    ],
+)
+def test_what_is_no_echo_is_an_error_of_its_kind(answer: Callable[[bytes], bytes], kind: str) -> None:
+    with server(accepting(answer)) as url:
+        result = load(url, connections=2)
+    assert result.errors == {kind: 2}
+    assert result.has_failed
+
+
+def test_a_wrong_order_is_an_error() -> None:
+    def behave(peer: Peer) -> None:
+        peer.accept()
+        peer.echoes(swapped([]))
+
+    with server(behave) as url:
+        result = load(url, in_flight=2)
+    assert result.errors == {"broken: an echo of another size, content or order": 3}
+
+
+def refusing(peer: Peer) -> None:
+    peer.read_request()
+    peer.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+
+def without_a_key(peer: Peer) -> None:
+    peer.read_request()
+    peer.send(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: wrong\r\n\r\n")
+
+
+def dropping(peer: Peer) -> None:
+    peer.accept()
+    peer.frame()
+
+
+def hanging_up(peer: Peer) -> None:
+    peer.read_request()
+
+
+def choosing(peer: Peer) -> None:
+    peer.accept("Sec-WebSocket-Protocol: own\r\n")
+
+
+def extending(peer: Peer) -> None:
+    peer.accept("Sec-WebSocket-Extensions: permessage-deflate\r\n")
+
+
+@pytest.mark.parametrize(
+    ("behave", "kind"),
+    [
+        (refusing, "refused: 503 Service Unavailable"),
+        (without_a_key, "refused: wrong Sec-WebSocket-Accept"),
+        (choosing, "refused: subprotocol own"),
+        (extending, "refused: an extension that was not offered"),
+        (hanging_up, "refused: closed during the handshake"),
+        (dropping, "lost: no close frame"),
+    ],
+)
+def test_a_connection_that_fails_is_an_error_of_its_kind(behave: Callable[[Peer], None], kind: str) -> None:
+    with server(behave) as url:
+        assert load(url, connections=2).errors == {kind: 2}
+
+
+def test_nobody_listens() -> None:
+    assert load("ws://127.0.0.1:1/", connections=2).errors == {"refused: connection refused": 2}
+
+
+def test_what_never_comes_is_a_timeout() -> None:
+    ended = threading.Event()
+
+    def without_echo(peer: Peer) -> None:
+        peer.accept()
+        ended.wait(PATIENCE)
+
+    def without_answer(peer: Peer) -> None:
+        ended.wait(PATIENCE)
+
+    with server(without_echo) as silent, server(without_answer) as deaf:
+        try:
+            assert load(silent, seconds=30, timeout=0.3).errors == {"timeout: no echo within 0.3 s": 3}
+            assert load(deaf, timeout=0.3).errors == {"timeout: no handshake within 0.3 s": 3}
+            assert load(silent, is_push=True, timeout=0.3).errors == {"timeout: no close frame within 0.3 s": 3}
+        finally:
+            ended.set()
+
+
+def test_one_bad_connection_leaves_the_others_alone() -> None:
+    lock = threading.Lock()
+    numbers = iter(range(100))
+
+    def behave(peer: Peer) -> None:
+        with lock:
+            number = next(numbers)
+        peer.accept()
+        if number == 1:
+            return
+        peer.echoes(lambda payload: server_frame(0x81, payload))
+
+    with server(behave) as url:
+        result = load(url, connections=4)
+    assert result.errors == {"lost: no close frame": 1}
+    assert result.messages > 10
+
+
+# ---- a fixed schedule
+
+
+def test_a_rate_counts_the_time_that_messages_had_to_wait_for_the_server() -> None:
+    """A closed loop sends nothing while the server stalls and so hardly sees it: coordinated omission."""
+
+    def behave(peer: Peer) -> None:
+        peer.accept()
+        stalls = iter([0.0] * 5 + [0.5])
+
+        def answer(payload: bytes) -> bytes:
+            time.sleep(next(stalls, 0.0))
+            return server_frame(0x81, payload)
+
+        peer.echoes(answer)
+
+    with server(behave) as url:
+        result = load(url, connections=1, seconds=1, rate=200)
+    assert result.errors == Counter()
+    late = sum(count for micros, count in result.latencies.counts() if micros > 100_000)
+    assert 50 <= late <= 130  # those due in 400 ms of the 500; one in a closed loop
+    total = sum(count for _, count in result.latencies.counts())
+    assert 195 <= total <= 205
+
+
+# ---- figures
+
+
+def test_quantiles_and_histogram() -> None:
+    latencies = Latencies()
+    assert (latencies.quantiles(), latencies.histogram()) == ({}, [])
+    for micros in range(1, 101):
+        latencies.record(micros * 10, 1)
+    latencies.record(EXACT + 4_567, 1)
+    quantiles = latencies.quantiles()
+    assert (quantiles["p50"], quantiles["p90"], quantiles["p99"]) == (510, 910, 1000)
+    assert quantiles["max"] == (EXACT + 4_567) // 1000 * 1000
+    rows = latencies.histogram()
+    assert sum(count for _, count in rows) == 101
+    assert rows[0] == (15, 1)
+    assert dict(rows)[1000] == 30  # 700 and above, below 1000
+    assert rows[-1] == (150_000, 1)
+
+
+@pytest.mark.parametrize(
+    ("micros", "text"), [(0, "0 µs"), (999, "999 µs"), (1500, "1.5 ms"), (23_456, "23.5 ms"), (2_000_000, "2 s")]
+)
+def test_durations(micros: int, text: str) -> None:
+    assert duration(micros) == text
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 5_000_000])
+def test_the_bytes_of_messages(size: int) -> None:
+    messages = Messages(size, 3, is_binary=True)
+    assert len({bytes(payload) for payload in messages.payloads}) == (messages.count if size else 1)
+    assert all(len(payload) == size for payload in messages.payloads)
+    assert len(messages.outgoing) >= (messages.count + 3 - 1) * messages.sent_size
+    assert messages.outgoing[: messages.sent_size] == client_frame(2, messages.payloads[0])
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://x/", "ws://", "ws://x:port/", "ws://x:99999/", "ws://x/a b", "ws://x/ä"]
+)
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(ConfigError):
+        target_of(url)
+
+
+@pytest.mark.parametrize("text", ["X", ": y", "X: y\r\nZ: 1", "Host: y", "sec-websocket-key: y"])
+def test_a_header_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError):
+        header_of(text)
+
+
+# ---- the command
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "krait_ws", "bench", *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def test_the_command_prints_figures_and_a_histogram(krait_site: Serve) -> None:
+    done = run(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "0.3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " messages/s" in done.stdout
+    assert "latency: mean " in done.stdout
+    assert "█" in done.stdout
+
+
+def test_the_command_prints_json(krait_site: Serve) -> None:
+    done = run(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "0.3", "--json")
+    found = json.loads(done.stdout)
+    assert found["errors"] == {}
+    assert found["messages"] > 0
+    assert found["messages_per_second"] == pytest.approx(found["messages"] / found["seconds"], rel=0.01)
+
+
+def test_a_failure_is_exit_code_1() -> None:
+    done = run("ws://127.0.0.1:1/", "-c", "2", "-d", "0.3")
+    assert done.returncode == 1
+    assert "error: 2 × refused: connection refused" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nothing"], ["ws://x", "-c", "0"], ["ws://x", "-d", "soon"], ["ws://127.0.0.1:1/", "--push", "--rate", "5"]],
+    ids=" ".join,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("krait-ws: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_gives_the_figures_so_far() -> None:
+    met = threading.Event()
+
+    def answer(payload: bytes) -> bytes:
+        met.set()
+        return server_frame(0x81, payload)
+
+    with server(accepting(answer)) as url:
+        arguments = command(url, "-c", "1", "-d", "600", "--json")
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        try:
+            assert met.wait(PATIENCE)
+            time.sleep(0.3)  # so that there are figures
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    found = json.loads(output)
+    assert found["interrupted"] is True
+    assert found["messages"] > 0
+    assert 0 < found["seconds"] < 60
