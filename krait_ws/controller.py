@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from krait_ws.mailbox import Pressure
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
+from krait_ws.patching import check_runs_on
 from krait_ws.rate import LimitedSession
 from krait_ws.session import Overrides, Session
 
@@ -58,6 +59,10 @@ class WebsocketsCtrlBase:
         overrides = Overrides(type(self), WebsocketsCtrlBase)
         kind = Session if self.rate_limit is None else LimitedSession
         self._krait = kind(self, overrides, use_queue=use_in_message_queue)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_runs_on(cls.runs_on, cls.__qualname__)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_krait":

@@ -26,6 +26,7 @@ from krait_ws.config import DEFAULTS, Config
 from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
+from krait_ws.patching import check_runs_on
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
 from krait_ws.protocol.messages import Item
 from krait_ws.streams import MessageStream, next_stream, push_stream
@@ -293,6 +294,7 @@ class Session:
         if self._runtime is None:
             self._set_config(DEFAULTS.for_controller(self.controller))
         self._context = contextvars.copy_context()
+        check_runs_on(self.config.runs_on, type(self.controller).__qualname__)
         if self.config.runs_on == "loop":
             if self._overrides.handles:
                 name = type(self.controller).__qualname__

@@ -20,7 +20,7 @@ LAYERS = [
     ["errors", "version"],
     ["config"],
     ["protocol"],
-    ["waiting"],
+    ["waiting", "patching"],
     ["mailbox", "handlers"],
     ["streams"],
     ["session"],

@@ -8,14 +8,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import gevent
 
 from krait_ws.config import unknown_variables
 from krait_ws.flags import config_flags, read_config, site_argument
-from krait_ws.network.server import Server
+from krait_ws.patching import patch_standard_library
+
+if TYPE_CHECKING:
+    from krait_ws.network.server import Server
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,6 +33,10 @@ def serve(site: Path, **flags: Any) -> None:
     Every flag can also be set in the environment: --max-message-size as KRAIT_MAX_MESSAGE_SIZE.
     """
     config = read_config(flags, os.environ)
+    if config.runs_on == "greenlet":
+        patch_standard_library()
+    from krait_ws.network.server import Server  # not before the patch
+
     for name in unknown_variables(os.environ):
         click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
     _keep_freed_memory()

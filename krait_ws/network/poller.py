@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from gevent.monkey import get_original
+
 READ, WRITE, HANGUP = 1, 2, 4
 _LOOKS_A_TURN = 8
 _SMALL_BATCH = 64  # sockets; after more than these the hub and the calls of other threads have their turn
@@ -48,7 +50,7 @@ class EpollPoller:
     def __init__(self, hub: Any, serve: Batch) -> None:
         self._serve = serve
         self._owners: dict[int, Ready] = {}
-        self._epoll = select.epoll()
+        self._epoll = _new_epoll()
         self._watcher = hub.loop.io(self._epoll.fileno(), READ)
         self._watcher.start(self._poll)
 
@@ -129,6 +131,8 @@ def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
     return WatcherPoller(hub, serve)
 
 
+# A patched select module has none; the one of the system is never waited for.
+_new_epoll = get_original("select", "epoll") if sys.platform == "linux" else None
 _EVENTS = (
     {
         select.EPOLLIN: READ,

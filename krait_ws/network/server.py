@@ -41,6 +41,7 @@ from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
+from krait_ws.patching import check_runs_on
 from krait_ws.session import Session
 from krait_ws.site import Site
 from krait_ws.waiting import monotonic
@@ -99,6 +100,7 @@ class Server:
     """
 
     def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:
+        check_runs_on(config.runs_on, "the server")
         self.config = config
         self.app: WsgiApp = load_app(config.app) if config.app else _no_app
         self.site = Site(root, config)

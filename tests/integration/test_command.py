@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,68 @@ def test_version_and_help() -> None:
     completed = run("serve", "--help")
     assert completed.returncode == 0
     assert "--max-message-size" in completed.stdout
+
+
+# ---- runs_on greenlet: the standard library cooperates
+
+BLOCKS = (
+    "import queue, socket, threading, time\nfrom krait_ws.websockets import *\n"
+    "WAYS = {\n"
+    "    'sleep': lambda: time.sleep(1),\n"
+    "    'event': lambda: threading.Event().wait(1),\n"
+    "    'queue': lambda: queue_wait(),\n"
+    "    'socket': lambda: socket_wait(),\n"
+    "    'join': lambda: thread_wait(),\n"
+    "}\n"
+    "def queue_wait():\n    try:\n        queue.Queue().get(timeout=1)\n    except queue.Empty:\n        pass\n"
+    "def socket_wait():\n    ours, theirs = socket.socketpair()\n    ours.settimeout(1)\n"
+    "    try:\n        ours.recv(1)\n    except TimeoutError:\n        pass\n    ours.close()\n    theirs.close()\n"
+    "def thread_wait():\n    thread = threading.Thread(target=time.sleep, args=(1,))\n    thread.start()\n"
+    "    thread.join()\n"
+    "class Blocks(WebsocketsCtrlBase):\n    def on_thread_start(self):\n"
+    "        for message in self.messages():\n            WAYS[message]()\n"
+    "            self.push_out_message(threading.current_thread().name)\n"
+    "def websocket(request):\n    return WebsocketsResponse(Blocks())\n"
+)
+THREADS_ONLY = BLOCKS.replace("    def on_thread_start", "    runs_on = 'thread'\n    def on_thread_start")
+
+
+def test_greenlets_block_in_the_standard_library_side_by_side(serve: Callable[..., Command], site: Path) -> None:
+    write_site(site, {"blocks.py": BLOCKS})
+    command = serve("--runs-on", "greenlet")
+    clients = [RawClient(command.port, "/blocks") for _ in range(100)]
+    started = time.monotonic()
+    for number, client in enumerate(clients):
+        client.send_frame(TEXT, ["sleep", "event", "queue", "socket", "join"][number % 5])
+    for client in clients:
+        client.receive()
+    assert time.monotonic() - started < 20  # one after the other they take 100 s
+    threads = len(os.listdir(f"/proc/{command.process.pid}/task")) if sys.platform == "linux" else 0
+    assert threads < 90  # the pool of the route scripts has up to 64
+    for client in clients:
+        client.close()
+
+
+def test_threads_are_refused_where_the_standard_library_cooperates(serve: Callable[..., Command], site: Path) -> None:
+    write_site(site, {"threads.py": THREADS_ONLY})
+    command = serve("--runs-on", "greenlet")
+    with pytest.raises(AssertionError, match="500"):
+        RawClient(command.port, "/threads")
+    with RawClient(command.port, "/echo") as client:
+        client.send_frame(TEXT, "still there")
+        client.expect("still there")
+    command.signal(signal.SIGTERM)
+    code, errors = command.wait()
+    assert code == 0
+    assert "Blocks: runs_on = 'thread' cannot be had in a process whose standard library is patched" in errors
+
+
+def test_a_process_that_somebody_else_patched_serves_no_threads(site: Path) -> None:
+    script = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import sys; from pathlib import Path; from krait_ws.config import Config\n"
+        "from krait_ws.network.server import Server\n"
+        "Server(Path(sys.argv[1]), Config(port=0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(site)], capture_output=True, text=True, timeout=PATIENCE)
+    assert "ConfigError: the server: runs_on = 'thread' cannot be had" in done.stderr
