@@ -135,6 +135,9 @@ class Config:
         1 << 20, "bytes", "Largest incoming message after inflating; a larger one closes with 1009.",
         least=1, per_controller=True,
     )  # fmt: skip
+    slow_hook: float = _option(
+        0.05, "seconds", 'A hook of runs_on = "loop" that takes longer is logged with its stack; 0 logs none.', least=0
+    )
     max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
     script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
     script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from krait_ws.mailbox import Pressure
-from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.patching import check_runs_on
+from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.rate import LimitedSession
 from krait_ws.session import Overrides, Session
 

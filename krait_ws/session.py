@@ -76,6 +76,8 @@ class Runtime(Protocol):
     """What a session needs of the network loop."""
 
     hub: Any
+    in_hook: Session | None
+    """Whose hook runs on the loop at the moment."""
 
     def call(self, function: Callable[[], Any]) -> None:
         """Runs ``function`` on the loop soon. Thread: any."""
@@ -358,8 +360,12 @@ class Session:
         """
         arrivals = self.arrivals
         if self._delivers_on_loop:
+            runtime = self._runtime
             assert self._context is not None
+            assert runtime is not None
+            runtime.in_hook = self
             self._call_hook(self._context.run, self._deliver_on_loop, messages)
+            runtime.in_hook = None
             if self.outgoing.frames and self.outgoing.is_congested:
                 return False  # its hook cannot wait for a slow consumer, so the producer waits
             return arrivals is None or not arrivals.is_full
@@ -624,12 +630,18 @@ class Session:
                 self._stopper = None
                 logger.exception("connection %s: no thread for on_stop", self.id)
         elif self._runtime is not None:
-            self._runtime.call(lambda: (self._context or contextvars.copy_context()).run(self._run_on_stop))
+            self._runtime.call(self._stop_on_loop)
         else:
             self._run_on_stop()
 
     def _run_on_stop(self) -> None:
         self._call_hook(self.controller.on_stop)
+
+    def _stop_on_loop(self) -> None:
+        assert self._runtime is not None
+        self._runtime.in_hook = self
+        (self._context or contextvars.copy_context()).run(self._run_on_stop)
+        self._runtime.in_hook = None
 
     def _overflow(self) -> None:
         self.end(TRY_AGAIN_LATER, "messages could not be sent in time")

@@ -10,12 +10,15 @@ import heapq
 import itertools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.hub import get_hub
 
 from krait_ws.network.poller import Ready, new_poller
 from krait_ws.waiting import get_hub_if_exists, monotonic, new_lock, serve
+
+if TYPE_CHECKING:
+    from krait_ws.session import Session
 
 logger = logging.getLogger("krait_ws.network")
 
@@ -55,6 +58,7 @@ class Loop:
         self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
         self.buffer_view = memoryview(self.buffer)
         self.now = monotonic()  # when the sockets being served became ready; owned by the loop
+        self.in_hook: Session | None = None  # whose hook runs at the moment; written by the loop
         self._lock = new_lock()
         self._calls: list[Callable[[], Any]] = []  # of other threads; guarded by _lock
         self._woken = False  # guarded by _lock: a run of the calls is on its way

@@ -132,7 +132,7 @@ def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
 
 
 # A patched select module has none; the one of the system is never waited for.
-_new_epoll = get_original("select", "epoll") if sys.platform == "linux" else None
+_new_epoll: Any = get_original("select", "epoll") if sys.platform == "linux" else None
 _EVENTS = (
     {
         select.EPOLLIN: READ,

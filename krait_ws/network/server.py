@@ -37,11 +37,12 @@ from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
 from krait_ws.network.tls import TlsSocket, new_context
+from krait_ws.network.watchdog import Watchdog
 from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
+from krait_ws.patching import check_runs_on
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
-from krait_ws.patching import check_runs_on
 from krait_ws.session import Session
 from krait_ws.site import Site
 from krait_ws.waiting import monotonic
@@ -119,6 +120,7 @@ class Server:
         self.loop = Loop(config.poller)
         self._observer = Observer(self, self.loop, config, workers)
         self.counters = self._observer.counters
+        self._watchdog = Watchdog(self.loop, config.slow_hook)
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
         self._threads = ThreadPool(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
@@ -187,6 +189,7 @@ class Server:
             session.abort()
         self._http_connections.kill(block=True, timeout=1)
         self._observer.close()
+        self._watchdog.close()
         self.loop.close()
         self._end_threads()
         self.site.close()
@@ -311,6 +314,8 @@ class Server:
 
     def _add(self, session: Session) -> None:
         self.sessions.add(session)
+        if session.config.runs_on == "loop":
+            self._watchdog.start()
         if self._stopping:
             session.end(GOING_AWAY, "the server is going away")
 

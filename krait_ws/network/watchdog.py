@@ -23,6 +23,7 @@ logger = logging.getLogger("krait_ws.network")
 
 _LOOKS = 5  # within the limit: a hook that takes a fifth longer than it is always seen
 
+_CALLERS = ("_deliver_on_loop", "_run_on_stop")  # of the session
 # The standard library may be patched; this thread must run while the loop's does not.
 _start_new_thread = get_original("_thread", "start_new_thread")
 _get_ident = get_original("_thread", "get_ident")
@@ -45,7 +46,7 @@ class Watchdog:
         self._closed = False
 
     def start(self) -> None:
-        """Begins to look, unless it has begun. Called by: the server, for the first controller that runs on the loop."""
+        """Begins to look, unless it has begun. Called by: the server, for a controller that runs on the loop."""
         if self._limit and not self._runs:
             self._runs = True
             _start_new_thread(self._look, ())
@@ -82,5 +83,5 @@ class Watchdog:
 def _stack_of_hook(frame: Any) -> str:
     """The stack of the loop's thread from the user's hook on."""
     stack = traceback.extract_stack(frame) if frame is not None else []
-    hook = next((number for number, entry in enumerate(stack) if entry.name == "_run_on_loop"), -1)
+    hook = next((number for number, entry in enumerate(stack) if entry.name in _CALLERS), -1)
     return "".join(traceback.format_list(stack[hook + 1 :])) or "  (it has gone on)\n"
