@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from gevent.hub import get_hub
+from gevent.monkey import get_original
 from greenlet import getcurrent, greenlet
 
 from krait_ws.waiting import Signal, get_hub_if_exists
 
 Body: TypeAlias = Callable[[], None]
+
+_start_new_thread = get_original("_thread", "start_new_thread")
+_get_ident = get_original("_thread", "get_ident")
 
 _CALLERS = (threading.__file__, str(Path(__file__).parent))
 
@@ -44,31 +48,38 @@ class Handler(Protocol):
 
 
 class ThreadHandler:
-    """A daemon thread: the process can exit though the body never ends."""
+    """A native thread, without the object that ``threading`` keeps for one: it takes 6 KB. The process can exit though
+    the body never ends."""
 
-    __slots__ = ("_thread", "done")
+    __slots__ = ("_body", "_context", "_ident", "_on_done", "done")
 
-    def __init__(self, body: Body, context: contextvars.Context, on_done: Body, name: str) -> None:
+    def __init__(self, body: Body, context: contextvars.Context, on_done: Body) -> None:
         self.done = Signal()
-        done = self.done
-
-        def run() -> None:
-            try:
-                context.run(body)
-            finally:
-                done.set()
-                on_done()
-
-        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._body = body
+        self._context = context
+        self._on_done = on_done
+        self._ident = 0
 
     def start(self) -> None:
-        self._thread.start()
+        _start_new_thread(self._run, ())
 
     def is_current(self) -> bool:
-        return threading.current_thread() is self._thread
+        return bool(self._ident == _get_ident())
 
     def stack(self) -> str:
-        return _format(sys._current_frames().get(self._thread.ident or 0))
+        return _format(sys._current_frames().get(self._ident))
+
+    def _run(self) -> None:
+        self._ident = _get_ident()
+        if threading.gettrace() is not None:  # debuggers and coverage, which threading would have told
+            sys.settrace(threading.gettrace())
+        if threading.getprofile() is not None:
+            sys.setprofile(threading.getprofile())
+        try:
+            self._context.run(self._body)
+        finally:
+            self.done.set()
+            self._on_done()
 
 
 class GreenletHandler:
@@ -109,21 +120,20 @@ class GreenletHandler:
         return _format(None if self._greenlet is None else self._greenlet.gr_frame)
 
 
-def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Body, name: str, hub: Any) -> Handler:
+def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Body, hub: Any) -> Handler:
     """What will run ``body`` as ``runs_on`` says, to be started.
 
     Args:
         body: What to run. It catches its own exceptions.
         context: The context variables it sees.
         on_done: Called in the handler, after ``done`` is set.
-        name: Of the thread.
         hub: The network loop's hub, or ``None`` for the caller's own.
 
     Thread: any.
     """
     if kind == "greenlet":
         return GreenletHandler(body, context, on_done, get_hub() if hub is None else hub)  # an unused hub is false
-    return ThreadHandler(body, context, on_done, name)
+    return ThreadHandler(body, context, on_done)
 
 
 def _format(frame: Any) -> str:

@@ -312,10 +312,10 @@ class Session:
         if self.config.runs_on == "greenlet":
             self.in_lock = GreenletReentrantLock()
         if self._overrides.handles:
-            self._handlers.append(self._new_handler(self._handle, "handler"))
+            self._handlers.append(self._new_handler(self._handle))
         if self._overrides.delivers:
             body = self._deliver if self._overrides.handles else self._deliver_and_close
-            self._handlers.append(self._new_handler(body, "delivery"))
+            self._handlers.append(self._new_handler(body))
         # They are all noted before the first one runs: it may ask about itself at once, or end at once.
         for index, handler in enumerate(self._handlers):
             try:
@@ -538,12 +538,11 @@ class Session:
             if mailbox is not None:
                 mailbox.limits = config
 
-    def _new_handler(self, body: Callable[[], None], role: str) -> Handler:
+    def _new_handler(self, body: Callable[[], None]) -> Handler:
         """A handler that tells the loop when it has ended."""
         context = self._context.copy() if self._context is not None else contextvars.copy_context()
         hub = None if self._runtime is None else self._runtime.hub
-        name = f"krait-{role}-{self.id}"
-        return new_handler(self.config.runs_on, body, context, self._handler_done, name, hub)
+        return new_handler(self.config.runs_on, body, context, self._handler_done, hub)
 
     def _handler_done(self) -> None:
         self.handler_seconds = monotonic() - self.opened_at
@@ -624,7 +623,7 @@ class Session:
             return
         if self.config.runs_on != "loop":
             try:
-                self._stopper = self._new_handler(self._run_on_stop, "stop")
+                self._stopper = self._new_handler(self._run_on_stop)
                 self._stopper.start()
             except RuntimeError:
                 self._stopper = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import gevent
 import pytest
@@ -19,7 +21,7 @@ kinds = pytest.mark.parametrize("kind", ["thread", "greenlet"])
 
 def start(kind: str, body: Callable[[], None], on_done: Callable[[], None] = lambda: None) -> Handler:
     hub = gevent.get_hub() if kind == "greenlet" else None
-    handler = new_handler(kind, body, contextvars.copy_context(), on_done, "name-of-it", hub)
+    handler = new_handler(kind, body, contextvars.copy_context(), on_done, hub)
     handler.start()
     return handler
 
@@ -100,12 +102,28 @@ def test_the_stack_of_a_handler_that_has_ended_is_no_error() -> None:
         assert isinstance(handler.stack(), str)
 
 
-def test_a_thread_is_a_daemon_with_the_name() -> None:
+def test_a_thread_is_a_daemon() -> None:
     found: list[threading.Thread] = []
     handler = start("thread", lambda: found.append(threading.current_thread()))
     assert handler.done.wait(DEADLINE)
     assert found[0].daemon, "a handler that never ends must not keep the process alive"
-    assert found[0].name == "name-of-it"
+
+
+def test_a_thread_is_traced_and_profiled_as_those_of_threading_are() -> None:
+    found: list[Any] = []
+
+    def trace(*_: Any) -> None:
+        return None
+
+    threading.settrace(trace)
+    threading.setprofile(trace)
+    try:
+        handler = start("thread", lambda: found.extend((sys.gettrace(), sys.getprofile())))
+        assert handler.done.wait(DEADLINE)
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
+    assert found == [trace, trace]
 
 
 @own_thread
@@ -118,7 +136,7 @@ def test_a_greenlet_runs_in_the_thread_of_its_hub_whoever_starts_it() -> None:
     def start_elsewhere() -> None:
         context = contextvars.copy_context()
         body = lambda: ran_in.append(threading.get_ident())  # noqa: E731
-        handlers.append(new_handler("greenlet", body, context, lambda: None, "", hub))
+        handlers.append(new_handler("greenlet", body, context, lambda: None, hub))
         handlers[0].start()
 
     thread = threading.Thread(target=start_elsewhere)
@@ -133,7 +151,7 @@ def test_a_greenlet_runs_in_the_thread_of_its_hub_whoever_starts_it() -> None:
 def test_it_does_not_run_before_it_is_started(kind: str) -> None:
     ran: list[str] = []
     hub = gevent.get_hub()
-    handler = new_handler(kind, lambda: ran.append("body"), contextvars.copy_context(), lambda: None, "", hub)
+    handler = new_handler(kind, lambda: ran.append("body"), contextvars.copy_context(), lambda: None, hub)
     assert handler.done.wait(0.005) is False
     assert isinstance(handler.stack(), str)
     handler.start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from krait_ws import handlers
 from krait_ws.testing import Refused, SiteServer
 from krait_ws.websockets import WebsocketsCtrlBase
 from tests.integration.support import (
@@ -121,36 +122,38 @@ def test_a_thread_that_cannot_start_is_a_500_and_leaves_nothing(
             "greenlet": type("G", (HandlerEcho,), {"runs_on": "greenlet"}),
         }
     )
-    start = threading.Thread.start
-    refused_names: list[str] = []
+    start = handlers._start_new_thread
+    refused = 0
 
-    def refuse(prefixes: tuple[str, ...]) -> Callable[[threading.Thread], None]:
-        def start_or_not(thread: threading.Thread) -> None:
-            if thread.name.startswith(prefixes):
-                refused_names.append(thread.name)
+    def refuse(after: int) -> Callable[..., None]:
+        left = after
+
+        def start_or_not(run: Callable[[], None], arguments: tuple[()]) -> None:
+            nonlocal left, refused
+            left -= 1
+            if left < 0:
+                refused += 1
                 raise RuntimeError("can't start new thread")
-            start(thread)
+            start(run, arguments)
 
         return start_or_not
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse(("krait-handler", "krait-delivery", "krait-stop")))
+        patch.setattr(handlers, "_start_new_thread", refuse(0))
         for path in ("/handler", "/events", "/both"):
-            caplog.clear()
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(Refused) as answer:
                 site.connect(path)
-            assert 500 <= refused.value.status < 600
-            assert errors(caplog)
-        assert len(refused_names) >= 3
+            assert 500 <= answer.value.status < 600
+        assert "can't start new thread" in caplog.text
+        assert refused >= 3
         with site.connect("/greenlet") as client:
             client.send("greenlets go on")
             client.expect("greenlets go on")
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse(("krait-delivery",)))  # the second one fails
+        patch.setattr(handlers, "_start_new_thread", refuse(1))  # the second one fails
         with pytest.raises(Refused):
             site.connect("/both")
     eventually(lambda: not site.server.sessions)
-    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("krait-handler")])
     for path in ("/handler", "/events"):
         with site.connect(path) as client:
             client.send("again")

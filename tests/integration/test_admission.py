@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krait_ws import Response
+from krait_ws import Response, handlers
 from krait_ws.network.server import Server
 from krait_ws.testing import Refused, SiteServer
 from krait_ws.websockets import WebsocketsCtrlBase
@@ -196,19 +196,18 @@ def test_the_system_gives_no_thread(
     serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = serve({"one": HandlerEcho, "both": Both, "loop": Loop})
-    real = threading.Thread.start
+    real = handlers._start_new_thread
     left = 0
 
-    def start(thread: threading.Thread) -> None:
+    def start(run: Callable[[], None], arguments: tuple[()]) -> None:
         nonlocal left
-        if thread.name.startswith("krait-"):
-            left -= 1
-            if left < 0:
-                raise RuntimeError("can't start new thread")
-        real(thread)
+        left -= 1
+        if left < 0:
+            raise RuntimeError("can't start new thread")
+        real(run, arguments)
 
     with leaves_no_place(site):
-        monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(handlers, "_start_new_thread", start)
         assert ask(site, path="/one").status == 503
         left = 1  # for the first of two handlers
         assert ask(site, path="/both").status == 503
