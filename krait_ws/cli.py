@@ -17,6 +17,9 @@ from krait_ws import commands
 from krait_ws.errors import KraitError
 from krait_ws.version import __version__
 
+COMPLETE_VARIABLE = "_KRAIT_WS_COMPLETE"
+"""By which a shell asks for completions; ``krait-ws completion`` writes it."""
+
 
 class _Commands(click.Group):
     """The modules of ``krait_ws.commands``."""
@@ -33,7 +36,7 @@ class _Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs the command; a mistake is one line, whether click found it or the library."""
         try:
-            return super().main(*args, **{**extra, "standalone_mode": False})
+            return super().main(*args, **{**extra, "standalone_mode": False, "complete_var": COMPLETE_VARIABLE})
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(2)

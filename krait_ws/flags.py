@@ -1,4 +1,4 @@
-"""What commands share: the SITE argument, a flag for every setting, and what flags and environment say."""
+"""What commands share: the SITE argument and a flag for every setting."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import click
 
-from krait_ws.config import Config, from_environment, options, parse
-from krait_ws.errors import ConfigError
+from krait_ws.config import Config, options
+from krait_ws.settings import FILE_FLAG, read_settings
 
 site_argument = click.argument("site", type=click.Path(path_type=Path), default="sites")
 
 
 def config_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """A flag for every option of ``Config``."""
+    """A flag for every option of ``Config``, and ``--config`` for a file of them."""
     for option in reversed(options()):
         command = _config_flag(option)(command)
-    return command
+    return click.option("--config", FILE_FLAG, metavar="FILE", help="A TOML file of settings.  [file; none]")(command)
 
 
 def _config_flag(option: dataclasses.Field[Any]) -> Callable[..., Callable[..., None]]:
@@ -27,23 +27,17 @@ def _config_flag(option: dataclasses.Field[Any]) -> Callable[..., Callable[..., 
     unit, meaning = option.metadata["unit"], option.metadata["meaning"]
     if unit == "flag":
         return click.option(f"--{flag}/--no-{flag}", option.name, default=None, help=meaning)
-    shown = f"[{'|'.join(option.metadata['choices']) or unit}; {option.default or 'none'}]"
-    return click.option(f"--{flag}", option.name, metavar=unit.upper(), help=f"{meaning}  {shown}")
+    choices = option.metadata["choices"]
+    shown = f"[{'|'.join(choices) or unit}; {option.default or 'none'}]"
+    return click.option(
+        f"--{flag}",
+        option.name,
+        metavar=unit.upper(),
+        help=f"{meaning}  {shown}",
+        shell_complete=lambda context, parameter, begun: [choice for choice in choices if choice.startswith(begun)],
+    )
 
 
-def read_config(flags: dict[str, Any], environment: Mapping[str, str]) -> Config:
-    """Flags over environment over defaults.
-
-    Raises:
-        ConfigError: One of them has a value that cannot be used; the message names it.
-    """
-    given = {name: (f"KRAIT_{name.upper()}", text) for name, text in from_environment(environment).items()}
-    given |= {name: ("--" + name.replace("_", "-"), value) for name, value in flags.items() if value is not None}
-    values: dict[str, Any] = {}
-    for name, (source, value) in given.items():
-        try:
-            values[name] = value if isinstance(value, bool) else parse(name, value)
-            Config(**{name: values[name]})
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {str(error).removeprefix(f'{name}: ')}") from None
-    return Config(**values)
+def read_config(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """The configuration in force, as ``read_settings`` has it."""
+    return read_settings(flags, environment).config

@@ -30,7 +30,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def serve(site: Path, **flags: Any) -> None:
     """Serve SITE, a folder of pages and route scripts.
 
-    Every flag can also be set in the environment: --max-message-size as KRAIT_MAX_MESSAGE_SIZE.
+    Every flag can also be set in the environment, --max-message-size as KRAIT_MAX_MESSAGE_SIZE, or in the file that
+    --config names, as max_message_size. `krait-ws config` prints what is in force.
     """
     config = read_config(flags, os.environ)
     if config.runs_on == "greenlet":
