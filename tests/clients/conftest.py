@@ -1,11 +1,12 @@
-"""Fixtures: Chromium for the panel's page, and the sites."""
+"""Fixtures: Chromium for the panel's page, a certificate, and where the sites are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tests.browser.conftest import browser
+from tests.operations.conftest import certificate, certificates
 
-__all__ = ["SITES", "browser"]
+__all__ = ["SITES", "browser", "certificate", "certificates"]
 
 SITES = Path(__file__).parents[2] / "sites"
