@@ -38,6 +38,7 @@ from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.loop import Loop
 from krait_ws.network.tls import TlsSocket, new_context
 from krait_ws.network.watchdog import Watchdog
+from krait_ws.observe import metrics
 from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
 from krait_ws.patching import check_runs_on
@@ -103,6 +104,8 @@ class Server:
     def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:
         check_runs_on(config.runs_on, "the server")
         self.config = config
+        if config.metrics:
+            metrics.check_installed()
         self.app: WsgiApp = load_app(config.app) if config.app else _no_app
         self.site = Site(root, config)
         self.origins = config.origins

@@ -78,17 +78,12 @@ class Observer:
         config: ``metrics``, ``dashboard`` and ``dashboard_token``.
         folder: What the workers of one master share (``shared.new_folder``); ``None`` where this is the only one.
 
-    Raises:
-        ConfigError: ``metrics`` is on and prometheus-client is not there.
-
     Attributes:
         counters: What the server counts as connections come and go.
         watched: The connections that viewers of the dashboard look at.
     """
 
     def __init__(self, server: Observed, loop: Timers, config: Config, folder: Path | None) -> None:
-        if config.metrics:
-            metrics.check_installed()
         self.counters = Counters()
         self.watched: dict[object, str] = {}
         self._server = server
@@ -154,7 +149,7 @@ class Observer:
             return Response("ok\n")
         if page == "/ready":
             if self._server.is_stopping:
-                return Response("draining\n", status=503, headers={"Connection": "close"})
+                return Response("draining\n", status=503)
             return Response("ready\n")
         if page == "/metrics" and self._config.metrics:
             return self._refused(request) or self._metrics(request)
