@@ -100,11 +100,11 @@ class EventStream:
     messages the connection is not read, and when that lasts longer than the transport's pings allow it counts as lost.
 
     With ``renew_every`` a fresh connection takes over from the old one while the stream stays CONNECTED. No event is
-    lost and none comes twice when these hold: an event reaches two connections of the same client at most
-    ``sync_quiet`` seconds apart; the server's replay ends before ``sync_quiet`` seconds of silence or ``sync_max``; and
-    no two events within three ``sync_quiet`` have the same identity. A renewal that fails is logged and tried again;
-    the old connection stays. After a loss nobody knows what was missed: the replay of the server is what brings it
-    back.
+    lost and none comes twice when these hold: an event reaches two connections of the same client at most ``sync_max``
+    seconds apart, and in about the same order; the server's replay ends before ``sync_quiet`` seconds of silence or
+    ``sync_max``; and no two events of one takeover (three ``sync_max`` at most) have the same identity. A renewal that
+    fails is logged and tried again; the old connection stays. After a loss nobody knows what was missed: the replay of
+    the server is what brings it back.
 
     Args:
         transport: Where to and how; or just a URL.
@@ -411,7 +411,7 @@ class EventStream:
             if now >= self._renew_at and self._replay is None:
                 auth = self.transport.auth
                 successor = self._new_feed(auth.refresh if auth is not None else None)
-                self._takeover = Takeover(successor, self._identity, self._sync_quiet)
+                self._takeover = Takeover(successor, self._identity, self._sync_quiet, self._sync_max)
         elif takeover.is_switched:
             if now >= takeover.due_at:
                 self._takeover = None
@@ -426,26 +426,30 @@ class EventStream:
     def _handle(self, item: Item) -> ClientError | None:
         """Takes what a connection brought; returns why the stream has none any more."""
         takeover = self._takeover
-        if takeover is not None and not takeover.is_switched and item.feed is takeover.successor:
+        if takeover is not None and takeover.is_switched:
+            if isinstance(item, Arrived) and item.feed is self._feed and not takeover.is_new(item):
+                return None
+            takeover = None
+        if takeover is not None and item.feed is takeover.successor:
             if isinstance(item, Opened):
                 takeover.opened(self._new_replay(item.at))
             elif isinstance(item, Arrived):
                 takeover.new_brings(item)
             else:
                 self._renewal_failed(item.error)
+        elif item.feed is not self._feed:
+            pass  # of the connection that was left at the very moment: the other one brings it too
+        elif isinstance(item, Arrived):
+            if takeover is not None:
+                takeover.old_brings(item)
+            self._deliver(item)
         elif isinstance(item, Ended):
-            if takeover is None or takeover.is_switched or not takeover.is_open:
+            if takeover is None or not takeover.is_open:
                 return item.error
             if takeover.is_settled:
                 self._switch(takeover, item.at)
             else:
                 self._replace_lost(takeover, item)
-        elif isinstance(item, Arrived):
-            if takeover is None or (takeover.is_switched and takeover.is_new(item)):
-                self._deliver(item)
-            elif not takeover.is_switched:
-                takeover.old_brings(item)
-                self._deliver(item)
         return None
 
     def _deliver(self, item: Arrived) -> None:

@@ -1,0 +1,182 @@
+"""Fresh credentials in time: a fresh connection takes over and no event is lost or comes twice."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from krait_ws.client import Backoff, Bearer, EventStream, Status, Transport
+from tests.client.hub import Hub
+from tests.client.proxy import Proxy
+from tests.helpers import until
+
+
+class Tokens:
+    """Counts up: each is good as soon as it was given out, and the older ones as well until they are revoked."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.given = 0
+        self._hub = hub
+        hub.token = "0"
+
+    def __call__(self) -> str:
+        self.given += 1
+        self._hub.token = str(self.given)
+        return str(self.given)
+
+
+class Recorder:
+    """What a stream delivered and how its status changed."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self.stream = stream
+        self.events: list[str] = []
+        self.replayed: list[str] = []
+        self.statuses: list[Status] = []
+        stream.on_event(lambda event: (self.replayed if event.replayed else self.events).append(event.data))
+        stream.on_status(self.statuses.append)
+
+
+def renewing(hub: Hub, url: str = "", **options: Any) -> Recorder:
+    given = {"sync_quiet": 0.1, "sync_max": 0.3, "renew_every": 0.4, "backoff": Backoff((0.02,)), **options}
+    auth = given.pop("auth", None) or Bearer(Tokens(hub))
+    transport = Transport(url or hub.url, auth=auth, proxy=None, open_timeout=5, close_timeout=2)
+    return Recorder(EventStream(transport, **given))
+
+
+def publish(hub: Hub, count: int, rate: float, first: int = 0) -> None:
+    """Numbered events at a rate; the last one is the state that newcomers get."""
+    started = time.monotonic()
+    for number in range(count):
+        hub.publish(f"e{first + number}")
+        hub.replay = ["another state", f"e{first + number}"]
+        if (early := started + number / rate - time.monotonic()) > 0:
+            time.sleep(early)
+
+
+CALM = [Status.INITIALIZING, Status.SYNCING, Status.CONNECTED]
+
+
+def all_come_once(hub: Hub, count: int, **options: float) -> None:
+    """Numbered events, a thousand a second, on a stream that renews its token all the time."""
+    hub.replay = ["a state", "another state"]
+    recorder = renewing(hub, **options)
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        publish(hub, count, 1000)
+        until(lambda: len(recorder.events) >= count, "all events")
+        assert len(hub.seen) >= 4, "there were renewals"
+        assert recorder.statuses == CALM
+        hub.wait_for(1)
+    assert recorder.events == [f"e{number}" for number in range(count)]
+    assert hub.seen == [f"Bearer {number + 1}" for number in range(len(hub.seen))]
+
+
+def test_ten_thousand_events_at_a_thousand_a_second(hub: Hub) -> None:
+    all_come_once(hub, 10_000, sync_quiet=0.25, sync_max=0.5, renew_every=1.5)
+
+
+def test_every_event_comes_once_from_any_server(any_hub: Hub) -> None:
+    all_come_once(any_hub, 2_500, sync_quiet=0.05, sync_max=0.25, renew_every=0.2)
+
+
+def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub) -> None:
+    any_hub.replay = ["a state"]
+    recorder = renewing(any_hub)
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        until(lambda: len(any_hub.seen) >= 3, "two renewals")
+        any_hub.publish("live")
+        until(lambda: recorder.events, "the event")
+        assert stream.connected
+    assert recorder.replayed == ["a state"]
+    assert recorder.events == ["live"]
+    assert recorder.statuses == [*CALM, Status.DISCONNECTED]
+
+
+def test_a_renewal_that_fails_leaves_the_old_connection(
+    hub: Hub, faults: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = renewing(hub, faults.url("/events"))
+    with recorder.stream as stream, caplog.at_level(logging.WARNING, "krait_ws.client"):
+        stream.wait_connected(10)
+        faults.answer("503 Service Unavailable", times=2)
+        publish(hub, 100, 100)
+        until(lambda: len(recorder.events) == 100, "all events")
+        until(lambda: len(hub.seen) >= 2, "a renewal that succeeds")
+        assert recorder.statuses == CALM
+    assert sum("no fresh connection" in record.message for record in caplog.records) == 2
+
+
+def test_a_refused_token_leaves_the_old_connection_until_one_is_good(hub: Hub) -> None:
+    good = True
+
+    def token() -> str:
+        return "good" if good else "bad"
+
+    hub.token = "good"
+    recorder = renewing(hub, auth=Bearer(token))
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        good = False
+        until(lambda: hub.seen.count("Bearer bad") >= 3, "attempts")
+        hub.publish("while refused")
+        until(lambda: recorder.events == ["while refused"], "the event")
+        good = True
+        until(lambda: hub.seen.count("Bearer good") >= 2, "a renewal that succeeds")
+        assert recorder.statuses == CALM
+
+
+def test_a_server_that_ends_the_old_connection_when_a_new_one_comes(hub: Hub) -> None:
+    """What the fresh one had brought counts as the replay after a loss."""
+    recorder = renewing(hub)
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        old = dict(hub._members)
+        until(lambda: hub.count == 2, "the fresh connection")
+        hub.replay = []
+        for _, close in old.values():
+            close(1001, "only one of you")
+        until(lambda: Status.LOST_CONNECTION in recorder.statuses, "the loss")
+        stream.wait_connected(10)
+        hub.publish("live")
+        until(lambda: "live" in recorder.events, "an event")
+    assert Status.RECONNECTING not in recorder.statuses
+
+
+def test_the_old_connection_is_lost_while_the_fresh_one_is_being_opened(hub: Hub, faults: Proxy) -> None:
+    recorder = renewing(hub, faults.url("/events"))
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        faults.stall()
+        until(lambda: faults.accepted >= 2, "the fresh connection")
+        faults.cut()
+        faults.resume()
+        until(lambda: Status.RECONNECTING in recorder.statuses, "the loss")
+        stream.wait_connected(10)
+
+
+def test_stopping_in_the_middle_of_a_takeover(hub: Hub) -> None:
+    for moment in range(8):
+        recorder = renewing(hub, renew_every=0.05)
+        with recorder.stream as stream:
+            stream.wait_connected(10)
+            threading.Event().wait(0.03 * moment)
+        assert stream.status is Status.DISCONNECTED
+    hub.wait_for(0)
+
+
+def test_sending_goes_on_across_a_takeover(any_hub: Hub) -> None:
+    recorder = renewing(any_hub, renew_every=0.1, sync_quiet=0.02, sync_max=0.05)
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        for number in range(600):
+            stream.send(str(number))
+            time.sleep(0.001)
+        until(lambda: len(any_hub.received) == 600, f"600 messages, {len(any_hub.received)} came")
+        assert len(any_hub.seen) > 3
+    assert sorted(map(int, any_hub.received)) == list(range(600))
