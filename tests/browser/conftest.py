@@ -39,6 +39,7 @@ def browser() -> Iterator[Any]:
                 "--disable-background-networking",
                 "--disable-component-update",
                 "--disable-sync",
+                "--use-fake-device-for-media-stream",  # a microphone that beeps, for pages that may use one
             ],
         )
         yield browser

@@ -41,6 +41,11 @@ class Package:
 PACKAGES = {
     "sidekick": Package("sidekick-py==0.0.6"),
     "pycontrol4": Package("pyControl4==2.0.2"),
+    "pyisyox": Package("pyisyox==6.0.1"),
+    # Its own dependencies bring a desktop, a data base and a sound card; this is what its transcription imports.
+    "audex": Package(
+        "audex==1.1.3", ("websockets>=15.0.1,<16", "pydantic>=2.12.4,<3", "tenacity>=9.1.2,<10", "loguru>=0.7.3,<0.8")
+    ),
 }
 """Name of the environment → what is in it."""
 
