@@ -54,6 +54,8 @@ class Config:
 
     host: str = _option("127.0.0.1", "address", "Address to listen on; 0.0.0.0 for every interface.")
     port: int = _option(8000, "port", "TCP port to listen on; 0 takes a free one.", least=0, most=65535)
+    unix: str = _option("", "file", "Path of a Unix socket to listen on instead of host and port.")
+    workers: int = _option(1, "processes", "Processes that serve; more than one run under gunicorn.", least=1)
     tls_cert: str = _option("", "file", "Certificate chain in PEM form; with it the port speaks https and wss.")
     tls_key: str = _option("", "file", "Its private key in PEM form; not needed when the certificate's file holds it.")
     debug: bool = _option(False, "flag", "Reload changed route scripts; show tracebacks in the browser.")
@@ -86,6 +88,9 @@ class Config:
         10.0, "seconds", "Time a handler has to end after its connection; then it is abandoned.",
         least=0, per_controller=True,
     )  # fmt: skip
+    drain_timeout: float = _option(
+        30.0, "seconds", "Time from a signal to the end: to close every connection and wait for handlers.", least=0
+    )
     close_timeout: float = _option(
         10.0, "seconds", "Time a peer has to take our last messages and answer a close.", least=0, per_controller=True
     )
@@ -114,7 +119,9 @@ class Config:
         "", "list", "Origins whose pages may connect besides the site's own, with commas between; * allows all."
     )
     trusted_proxy: str = _option(
-        "", "list", "Addresses or networks of proxies whose X-Forwarded-* headers count, with commas between."
+        "",
+        "list",
+        "Proxies whose X-Forwarded-* headers count: addresses, networks, unix for the Unix socket.",
     )
     ping_interval: float = _option(20.0, "seconds", "Silence after which a client is pinged; 0 never pings.", least=0)
     ping_timeout: float = _option(
@@ -171,7 +178,13 @@ class Config:
     @property
     def trusted_proxies(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """``trusted_proxy`` as networks."""
-        return tuple(ipaddress.ip_network(item, strict=False) for item in _items(self.trusted_proxy))
+        items = (item for item in _items(self.trusted_proxy) if item != "unix")
+        return tuple(ipaddress.ip_network(item, strict=False) for item in items)
+
+    @property
+    def trusts_unix(self) -> bool:
+        """Whether ``trusted_proxy`` names the peers of the Unix socket."""
+        return "unix" in _items(self.trusted_proxy)
 
     def for_controller(self, controller: object) -> Config:
         """This configuration with the attributes of a controller, or of its class, put over it.

@@ -162,6 +162,7 @@ class Scripts:
         self._scripts: dict[Path, Script] = {}  # guarded by _lock
         self._snapshot = self._take_snapshot()  # guarded by _lock
         self._wrote_bytecode = not sys.dont_write_bytecode
+        self._closed = False  # guarded by _lock
         sys.path.append(str(root))  # last: a page json.py must not become everybody's json
         if reloads:
             # Bytecode is trusted by the second and the size of its source: too coarse for somebody who edits and tries.
@@ -184,8 +185,12 @@ class Scripts:
             return script
 
     def close(self) -> None:
-        """Ends what the site has put into the interpreter: its import path and its modules."""
+        """Ends what the site has put into the interpreter: its import path and its modules. Later calls do nothing,
+        because the site may be open anew by then."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             self._forget_locked()
         if str(self._root) in sys.path:
             sys.path.remove(str(self._root))

@@ -500,6 +500,12 @@ class Session:
         if self._transport is not None:
             self._transport.abort()
 
+    def give_up(self) -> None:
+        """The server waits no longer: what still runs is reported, the connection is cut. Thread: the loop."""
+        if not self.is_abandoned:
+            self._abandon_handlers()
+        self.abort()
+
     def wait_ended(self, timeout: float | None) -> bool:
         """Joins the handlers. Returns whether they have ended.
 
@@ -666,10 +672,9 @@ class Session:
         for handler in self._all_handlers():
             if not handler.done.is_set():
                 logger.error(
-                    "connection %s: %s did not stop within %g s and is abandoned; it is at\n%s",
+                    "connection %s: %s did not stop in time and is abandoned; it is at\n%s",
                     self.id,
                     type(self.controller).__qualname__,
-                    self.config.stop_timeout,
                     handler.stack(),
                 )
 

@@ -104,13 +104,13 @@ class _GreenletWaiter:
 
 def serve(hub: Any, *, is_served: bool) -> None:
     """Notes whether a network loop lives on ``hub``. Such a hub always has something to wait for; another one gives up
-    when all its greenlets wait for other threads, and needs a timer to go on."""
-    hub.krait_serves = is_served
+    when all its greenlets wait for other threads, and needs a timer to go on. There may be an old and a new one."""
+    hub.krait_serves = getattr(hub, "krait_serves", 0) + (1 if is_served else -1)
 
 
 def is_served(hub: Any) -> bool:
     """What ``serve`` noted."""
-    return getattr(hub, "krait_serves", False)
+    return getattr(hub, "krait_serves", 0) > 0
 
 
 def may_wait() -> bool:

@@ -38,6 +38,7 @@ LAYERS = [
     ["client"],
     ["bench", "settings"],
     ["testing", "flags"],
+    ["serving", "gunicorn"],
     ["commands"],
     ["cli"],
     ["__main__"],

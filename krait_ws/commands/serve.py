@@ -5,23 +5,19 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 import click
-import gevent
 
-from krait_ws.config import unknown_variables
+from krait_ws.config import Config, unknown_variables
 from krait_ws.flags import config_flags, read_config, site_argument
 from krait_ws.patching import patch_standard_library
 
-if TYPE_CHECKING:
-    from krait_ws.network.server import Server
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command()
@@ -34,34 +30,37 @@ def serve(site: Path, **flags: Any) -> None:
     --config names, as max_message_size. `krait-ws config` prints what is in force.
     """
     config = read_config(flags, os.environ)
-    if config.runs_on == "greenlet":
-        patch_standard_library()
-    from krait_ws.network.server import Server  # not before the patch
-
     for name in unknown_variables(os.environ):
         click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
     _keep_freed_memory()
     logging.basicConfig(
         level=logging.DEBUG if config.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
-    server = Server(site, config)
-    for number in _STOP_SIGNALS:
-        gevent.signal_handler(number, _stop, server)
-    server.start()
-    click.echo(f"krait-ws serves {site} on {server.url} (Ctrl-C ends it)")
-    server.serve_forever()
+    read = partial(read_config, flags, os.environ)
+    if config.workers > 1:
+        _serve_with_workers(site, config, read)
+    if config.runs_on == "greenlet":
+        patch_standard_library()
+    from krait_ws.serving import Serving  # not before the patch
+
+    serving = Serving(site, config, read)
+    _announce(site, serving.server.url)
+    serving.run()
     # Abandoned handlers are daemon threads; nothing of theirs may hold up the exit.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
 
 
-def _stop(server: Server) -> None:
-    """A signal has come. The second one does not wait for anybody."""
-    if server.is_stopping:
-        os._exit(1)
-    click.echo("krait-ws stops and waits for handlers; once more ends it now", err=True)
-    server.request_stop()
+def _serve_with_workers(site: Path, config: Config, read: Callable[[], Config]) -> NoReturn:
+    from krait_ws import gunicorn  # it costs a moment, and is there on Unix only
+
+    gunicorn.run(site, config, read, partial(_announce, site))
+
+
+def _announce(site: Path, url: str) -> None:
+    click.echo(f"krait-ws serves {site} on {url} (Ctrl-C ends it)")
+    sys.stdout.flush()
 
 
 def _keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ import gevent
 from gevent.monkey import get_original
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
+from greenlet import getcurrent
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws.errors import HandshakeError, RequestError
@@ -90,6 +91,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             return _answer("408 Request Timeout") if self.requestline or not self._requests else None
         finally:
             self._timeout.close()
+            self.server.krait.answering.discard(getcurrent())
 
     def read_requestline(self) -> str:
         self.requestline = ""
@@ -127,6 +129,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         one."""
         environ: dict[str, Any] = super().get_environ()
         self._requests += 1
+        krait = self.server.krait
+        krait.greeting.discard(getcurrent())
+        krait.answering.add(getcurrent())
+        if krait.is_stopping:
+            self.close_connection = True
         environ["wsgi.input"] = io.BytesIO(self._read_body())
         environ["wsgi.input_terminated"] = True
         self.wsgi_input = _ReadInput()

@@ -7,9 +7,9 @@ ends them in that order.
 from __future__ import annotations
 
 import contextvars
+import errno
 import ipaddress
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,7 @@ from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import WSGIServer
 from gevent.threadpool import ThreadPool
+from greenlet import getcurrent
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -33,8 +34,10 @@ from krait_ws.http import Request, Response
 from krait_ws.network.admission import Admission, Place
 from krait_ws.network.app import AppSocket, WsgiApp, load_app
 from krait_ws.network.connection import Connection
+from krait_ws.network.drain import drain
 from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
+from krait_ws.network.listening import new_listener, remove_path, url_of
 from krait_ws.network.loop import Loop
 from krait_ws.network.tls import TlsSocket, new_context
 from krait_ws.network.watchdog import Watchdog
@@ -43,7 +46,7 @@ from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
 from krait_ws.patching import check_runs_on
 from krait_ws.protocol.deflate import Deflate
-from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR
+from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART
 from krait_ws.session import Session
 from krait_ws.site import Site
 from krait_ws.waiting import monotonic
@@ -51,10 +54,11 @@ from krait_ws.waiting import monotonic
 logger = logging.getLogger("krait_ws.server")
 
 _MAX_HTTP_CONNECTIONS = 10_000
-_BACKLOG = 1024
-_TCP_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
 _CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to the pool brings
 _WHOLE_BODY = 256 * 1024  # bytes of a body that comes with the answer
+_LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_AGAIN = 0.25  # seconds
+_GREETING = 2.0  # seconds that an accepted connection has for its first request when the server stops
 _T = TypeVar("_T")
 
 
@@ -65,26 +69,65 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
     """Knows the server it belongs to, for the handler's sake."""
 
     krait: Server
+    _lacks: str | None = None  # what the system had not enough of when a connection was to be accepted
 
     def update_environ(self) -> None:
         # The base class looks the host's name up in DNS here.
-        self.environ.setdefault("SERVER_NAME", str(self.address[0]))
+        is_unix = isinstance(self.address, str)
+        self.environ.setdefault("SERVER_NAME", "localhost" if is_unix else str(self.address[0]))
         super().update_environ()
+
+    def do_read(self) -> Any:
+        """The next connection; ``None`` when there is none, or when the system lacks what one takes: then those that
+        are there go on, and it is tried again after a moment."""
+        try:
+            accepted = super().do_read()
+        except OSError as error:
+            if error.errno not in _LACKING:
+                return None  # it went away before it was accepted
+            self._pause(error)
+            return None
+        if accepted is not None and self._lacks is not None:
+            logger.warning("connections are accepted again")
+            self._lacks = None
+        return accepted
+
+    def _pause(self, error: OSError) -> None:
+        if self._lacks is None:
+            self._lacks = str(error.strerror)
+            logger.error("no connection is accepted for the time being: %s", self._lacks)
+        self.stop_accepting()
+        self._timer = self.loop.timer(_ACCEPT_AGAIN)
+        self._timer.start(self._start_accepting_if_started)
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serves one HTTP connection, in a greenlet of its own: the TLS handshake keeps nobody else waiting."""
-        tls = self.krait.tls
-        if tls is None:
-            super().handle(sock, address)
-            return
-        encrypted = TlsSocket(sock, tls)
+        greeting, this = self.krait.greeting, getcurrent()
+        greeting.add(this)
         try:
-            with gevent.Timeout(self.krait.config.handshake_timeout, TimeoutError("not within handshake_timeout")):
-                encrypted.do_handshake()
+            super().handle(self._encrypted(sock), address)
         except OSError as error:
             logger.info("%s: no TLS connection (%s)", address, error)
-            return
-        super().handle(encrypted, address)
+        finally:
+            greeting.discard(this)
+
+    def _encrypted(self, sock: Any) -> Any:
+        """The socket with TLS around it, where there is a certificate.
+
+        Raises:
+            OSError: The handshake failed.
+        """
+        if self.krait.tls is None:
+            return sock
+        encrypted = TlsSocket(sock, self.krait.tls)
+        with gevent.Timeout(self.krait.config.handshake_timeout, TimeoutError("not within handshake_timeout")):
+            encrypted.do_handshake()
+        return encrypted
+
+    def accept_waiting(self) -> None:
+        """Accepts those that wait in the system's queue."""
+        while self.started and not self.full() and (accepted := self.do_read()) is not None:
+            self.do_handle(*accepted)
 
 
 class Server:
@@ -93,6 +136,7 @@ class Server:
     Args:
         root: The site's folder.
         config: What is in force.
+        listener: The socket to listen on, which belongs to the caller; ``None`` makes one as ``config`` says.
         workers: The folder that the workers of one master share (``observe.shared.new_folder``), if there are several.
 
     Raises:
@@ -101,7 +145,9 @@ class Server:
             needs is not installed.
     """
 
-    def __init__(self, root: Path, config: Config, workers: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, config: Config, *, listener: socket.socket | None = None, workers: Path | None = None
+    ) -> None:
         check_runs_on(config.runs_on, "the server")
         self.config = config
         if config.metrics:
@@ -112,14 +158,21 @@ class Server:
         self._trusted_proxies = config.trusted_proxies
         self.sessions: set[Session] = set()  # owned by the loop
         self._stopping = False
+        self._going_away = (GOING_AWAY, "the server is going away")  # how connections are closed at the end
         self._stopped = Event()
+        self.greeting: set[Any] = set()  # greenlets of HTTP connections whose first request has not come whole
+        self.answering: set[Any] = set()  # of those that answer a request or an upgrade
+        self._greeting_until = 0.0
         self.tls: ssl.SSLContext | None = None
         try:
             self.tls = new_context(config)
-            listener = _listen(config.host, config.port)
+            self._own_listener = new_listener(config) if listener is None else None
         except ConfigError:
             self.site.close()
             raise
+        self.listener = listener or self._own_listener
+        assert self.listener is not None
+        self._url = url_of(self.listener, config)
         self.loop = Loop(config.poller)
         self._observer = Observer(self, self.loop, config, workers)
         self.counters = self._observer.counters
@@ -128,17 +181,16 @@ class Server:
         self._threads = ThreadPool(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
         self._wsgi = _WsgiServer(
-            listener,
+            self.listener.dup(),  # which it closes
             self._answer,
             handler_class=UpgradeHandler,
             spawn=self._http_connections,
             log=None,
             error_log=logger,
-            environ={"wsgi.url_scheme": self._scheme},
+            environ={"wsgi.url_scheme": self._scheme, "wsgi.multiprocess": config.workers > 1},
         )
         self._wsgi.krait = self
         self.admission = Admission(config, self.counters.refused)
-        self._requests = 0  # plain requests and upgrades that are being answered
 
     @property
     def port(self) -> int:
@@ -147,8 +199,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        host = self.config.host
-        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        """Where it is found; ``unix:`` and the path for a Unix socket."""
+        return self._url
 
     @property
     def _scheme(self) -> str:
@@ -169,27 +221,25 @@ class Server:
         """Whether ``stop`` has begun."""
         return self._stopping
 
-    def request_stop(self) -> None:
+    def request_stop(self, *, restarts: bool = False) -> None:
         """Begins ``stop``. Thread: any; never waits."""
-        self.loop.call(lambda: gevent.spawn(self.stop) and None)
+        self.loop.call(lambda: gevent.spawn(self.stop, restarts=restarts) and None)
 
-    def stop(self) -> None:
-        """Stops accepting, closes every connection with 1001, waits for handlers up to their ``stop_timeout``."""
+    def stop(self, *, restarts: bool = False) -> None:
+        """Stops accepting, closes every connection, waits for handlers up to their ``stop_timeout``, all in all at most
+        ``drain_timeout``.
+
+        Args:
+            restarts: Another one takes over: close with 1012 instead of 1001.
+        """
         if self._stopping:
             self._stopped.wait()
             return
         self._stopping = True
-        self._wsgi.close()
-        sessions = list(self.sessions)
-        patience = max((session.config.stop_timeout for session in sessions), default=0.0)
-        for session in sessions:
-            session.end(GOING_AWAY, "the server is going away")
-        # A little longer than the handlers have, so that those that do not end are reported before this goes on.
-        deadline = monotonic() + patience + 0.2
-        while (self.sessions or self._requests) and monotonic() < deadline:
-            gevent.sleep(0.01)
-        for session in list(self.sessions):
-            session.abort()
+        if restarts:
+            self._going_away = (SERVICE_RESTART, "the server restarts")
+        self._stop_accepting(restarts=restarts)
+        drain(lambda: self.sessions, self._is_busy, *self._going_away, self.config.drain_timeout)
         self._http_connections.kill(block=True, timeout=1)
         self._observer.close()
         self._watchdog.close()
@@ -198,8 +248,29 @@ class Server:
         self.site.close()
         self._stopped.set()
 
+    def _stop_accepting(self, *, restarts: bool) -> None:
+        if self._own_listener is not None:
+            remove_path(self._own_listener)
+            self._own_listener.close()
+        if not restarts:
+            self._wsgi.accept_waiting()  # closing the last socket that listens would cut them off
+        self._greeting_until = monotonic() + _GREETING
+        self._wsgi.close()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether ``stop`` has ended."""
+        return bool(self._stopped.is_set())
+
+    def _is_busy(self) -> bool:
+        return bool(self.answering) or (bool(self.greeting) and monotonic() < self._greeting_until)
+
     def apply_proxy_headers(self, environ: dict[str, Any]) -> None:
         """Takes client address, scheme and host from X-Forwarded-* where the peer is a trusted proxy."""
+        if "REMOTE_ADDR" not in environ:
+            if self.config.trusts_unix:
+                _proxy_fix(environ, None)
+            return
         if not self._trusted_proxies:
             return
         try:
@@ -267,7 +338,9 @@ class Server:
         """
         if self._stopping:
             self.counters.refused("draining")
-            return Response("The server is going away.\n", status=503, headers={"Connection": "close"})
+            return Response(
+                "The server is going away.\n", status=503, headers={"Connection": "close", "Retry-After": "1"}
+            )
         if is_own(environ["PATH_INFO"]):
             return self._decide_own(environ)
         place = self.admission.enter(environ.get("REMOTE_ADDR", ""))
@@ -320,7 +393,7 @@ class Server:
         if session.config.runs_on == "loop":
             self._watchdog.start()
         if self._stopping:
-            session.end(GOING_AWAY, "the server is going away")
+            session.end(*self._going_away)
 
     def _over(self, session: Session, place: Place | None = None) -> None:
         """On the loop: neither a connection nor a handler of a session is left."""
@@ -396,7 +469,6 @@ class Server:
         A thread cannot be ended: it goes on, and what it returns at last goes to ``late``.
         """
         timeout = gevent.Timeout(self.config.script_timeout)
-        self._requests += 1
         result = None
         try:
             with timeout:
@@ -410,35 +482,11 @@ class Server:
             if result is not None and late is not None:
                 result.rawlink(lambda done: late(done.value))
             raise ScriptTimeoutError("the route script did not answer in time") from None
-        finally:
-            self._requests -= 1
 
     def _end_threads(self) -> None:
         """Ends the pool's threads; those that a route script still holds after a second go on alone."""
         with gevent.Timeout(1, False):
             self._threads.kill()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener: socket.socket = WSGIServer.get_listener(address[:2], backlog=_BACKLOG, family=family)
-        _set_options(listener)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
-    return listener
-
-
-def _set_options(listener: socket.socket) -> None:
-    """Accepted sockets inherit these, so that they cost no call each."""
-    # Head and body go out in two writes; without this the second waits for the client's delayed answer (40 ms).
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # Finds the peers that are gone while our reading is paused, when no pong can be heard.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _TCP_KEEPALIVE.items():
-        if hasattr(socket, name):
-            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _next_part(parts: Iterator[bytes], least: int) -> bytes:

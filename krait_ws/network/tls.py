@@ -41,6 +41,9 @@ def new_context(config: Config) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
+    # Tickets are of little use for connections that last. They come while a client sends its request, and clients that
+    # read and write one SSL socket from two threads, as Python programs do, lose that request now and then.
+    context.num_tickets = 0
     for setting, path in (("tls_cert", config.tls_cert), ("tls_key", config.tls_key)):
         _check_readable(setting, path)
     try:
