@@ -203,11 +203,14 @@ class _Supervisor(Arbiter):  # type: ignore[misc]
 class _Application(BaseApplication):  # type: ignore[misc]
     """gunicorn's configuration, made from ours."""
 
-    def __init__(self, root: Path, config: Config, read: Callable[[], Config]) -> None:
+    def __init__(self, root: Path, config: Config, read: Callable[[], Config], announce: Callable[[str], None]) -> None:
         self._root = root
         self._read = read
+        self._announce = announce
         self._config = config
-        self._listener = new_listener(config)
+        listener = new_listener(config)
+        self._url = url_of(listener, config)
+        self._descriptor = listener.detach()  # gunicorn takes and closes it
         super().__init__()
 
     def read_again(self) -> None:
@@ -223,10 +226,11 @@ class _Application(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         values: dict[str, Any] = {
-            "bind": f"fd://{self._listener.fileno()}",
+            "bind": f"fd://{self._descriptor}",
             "workers": self._config.workers,
             "worker_class": "krait_ws.gunicorn.Worker",
             "graceful_timeout": int(self._config.drain_timeout + _SPARE),
+            "when_ready": self._when_ready,
             "loglevel": "warning",
             "proc_name": "krait-ws",
             "control_socket_disable": True,
@@ -238,9 +242,9 @@ class _Application(BaseApplication):  # type: ignore[misc]
     def load(self) -> SiteApp:
         return SiteApp(self._root, self._config)
 
-    @property
-    def url(self) -> str:
-        return url_of(self._listener, self._config)
+    def _when_ready(self, supervisor: Arbiter) -> None:
+        """It hears signals, and starts the workers next."""
+        self._announce(self._url)
 
 
 def run(root: Path, config: Config, read: Callable[[], Config], announce: Callable[[str], None]) -> NoReturn:
@@ -248,16 +252,14 @@ def run(root: Path, config: Config, read: Callable[[], Config], announce: Callab
 
     Args:
         read: Reads the settings again, for SIGHUP.
-        announce: Is told the URL before the workers start.
+        announce: Is told the URL once signals are heard.
 
     Raises:
         KraitError: The site, its address or its certificate cannot be used.
     """
     Router(root)
     new_context(config)
-    application = _Application(root, config, read)
-    announce(application.url)
-    _Supervisor(application).run()
+    _Supervisor(_Application(root, config, read, announce)).run()
     sys.exit(0)
 
 

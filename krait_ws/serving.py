@@ -52,13 +52,16 @@ class Serving:
             self._listener.close()
             raise
 
-    def run(self) -> None:
-        """Serves until a signal ends it and everything is over."""
+    def start(self) -> None:
+        """Begins to accept, and to hear signals."""
         for number in _STOP_SIGNALS:
             gevent.signal_handler(number, self._stop)
         if hasattr(signal, "SIGHUP"):
             gevent.signal_handler(signal.SIGHUP, self._restart)
         self.server.start()
+
+    def wait(self) -> None:
+        """Returns when a signal has ended it and everything is over."""
         while not self.server.is_stopped:
             self.server.serve_forever()  # of one that was replaced it returns too
         for server in self._draining:

@@ -44,8 +44,9 @@ def serve(site: Path, **flags: Any) -> None:
     from krait_ws.serving import Serving  # not before the patch
 
     serving = Serving(site, config, read)
+    serving.start()
     _announce(site, serving.server.url)
-    serving.run()
+    serving.wait()
     # Abandoned handlers are daemon threads; nothing of theirs may hold up the exit.
     logging.shutdown()
     sys.stdout.flush()
