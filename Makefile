@@ -8,8 +8,9 @@ PORT ?= 8000
 SITE ?= sites
 
 FUZZ_SECONDS ?= 120
+SOAK_SECONDS ?= 600
 
-.PHONY: run test test-clients check conformance fuzz bench install clean
+.PHONY: run test test-clients check conformance fuzz soak bench install clean
 
 run: $(VENV)/installed
 	$(BIN)/krait-ws serve $(SITE) --host $(HOST) --port $(PORT)
@@ -34,6 +35,10 @@ conformance: $(VENV)/installed-tests
 
 fuzz: $(VENV)/installed-tests
 	$(BIN)/python tests/fuzz/fuzz_protocol.py --seconds $(FUZZ_SECONDS)
+
+# The clients' streams through faults of every kind.
+soak: $(VENV)/installed-tests
+	$(BIN)/python -m tests.client.soak --seconds $(SOAK_SECONDS)
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/run.py

@@ -124,7 +124,7 @@ class Peers:
         return self
 
     def wait_ready(self, timeout: float = 2.0) -> Peer:
-        """Starts, and waits until another of the awaited role is online. Returns it.
+        """Starts, if it never was, and waits until another of the awaited role is online. Returns it.
 
         Raises:
             PeerTimeoutError: Nobody is in time. The message says what to check.
@@ -132,7 +132,8 @@ class Peers:
             RuntimeError: It was called from a callback, which would keep the announcement from being heard.
         """
         self.stream.refuse_in_callback()
-        self.start()
+        if self.stream.status is Status.NOT_STARTED:
+            self.start()
         deadline = time.monotonic() + timeout
         with self._changed:
             self._changed.wait_for(lambda: self._ready() or self.stream.status in ENDS, deadline - time.monotonic())
@@ -144,7 +145,7 @@ class Peers:
         raise PeerTimeoutError(self._what_to_check(timeout))
 
     def run_forever(self) -> None:
-        """Starts, and waits for Ctrl-C, ``shutdown`` or the end of the stream.
+        """Starts, if it never was, and waits for Ctrl-C, ``shutdown`` or the end of the stream.
 
         Raises:
             ClientError: The connection is lost for good: why.

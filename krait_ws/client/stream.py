@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -291,14 +292,15 @@ class EventStream:
                 raise self._error or ConnectionUnavailableError(f"{self.transport.place}: {self._status.value}")
 
     def run_forever(self) -> None:
-        """Starts, and waits for ``stop`` or Ctrl-C, which stops.
+        """Starts, if it never was, and waits for ``stop`` or Ctrl-C, which stops.
 
         Raises:
             ClientError: The stream gave up: why.
             RuntimeError: It was called from a callback.
         """
         self.refuse_in_callback()
-        self.start()
+        if self._status is Status.NOT_STARTED:
+            self.start()
         try:
             with self._changed:
                 self._changed.wait_for(lambda: self._status in ENDS)
@@ -342,21 +344,26 @@ class EventStream:
         self._enter_thread()
         try:
             self._statuses.call(Status.INITIALIZING)
-            self._supervise()
-        except _StopRequested:
-            self._say_goodbye()
-            self._end(Status.DISCONNECTED)
-        except Exception as error:
+            end, error = Status.RECONNECT_FAILED, self._supervise()
+        except Exception as failure:
             log.exception("%s: the stream failed", self.transport.place)
-            with self._changed:
-                self._error = ClientError(f"{self.transport.place}: the stream failed: {error!r}")
-            self._leave_connections()
-            self._end(Status.RECONNECT_FAILED)
-        finally:
-            _running.discard(self)
+            end, error = Status.RECONNECT_FAILED, ClientError(f"{self.transport.place}: {failure!r}")
+        if error is None:
+            end = Status.DISCONNECTED
+            self._say_goodbye()
+        self._leave_connections()
+        with self._changed:
+            self._is_stopping = True  # so that a callback that starts it again is told
+        self._become(end, error)
+        _running.discard(self)
 
-    def _supervise(self) -> None:
-        """Keeps a connection open until it is not worth it any more."""
+    def _supervise(self) -> ClientError | None:
+        """Keeps a connection open until it is not worth it any more: why, or ``None`` for ``stop``."""
+        with suppress(_StopRequested):
+            return self._keep_open()
+        return None
+
+    def _keep_open(self) -> ClientError:
         failures = 0
         while True:
             started_at = time.monotonic()
@@ -368,8 +375,7 @@ class EventStream:
                 self._become(Status.LOST_CONNECTION, error)
             delay = self._delay(failures, error)
             if delay is None:
-                self._end(Status.RECONNECT_FAILED, error)
-                return
+                return error
             failures += 1
             self._become(Status.RECONNECTING, error)
             self._take(time.monotonic() + delay)  # nobody fills the inbox: this sleeps, or stops
@@ -556,11 +562,6 @@ class EventStream:
             self._connects.call()
         elif last is Status.CONNECTED:
             self._disconnects.call()
-
-    def _end(self, status: Status, error: ClientError | None = None) -> None:
-        with self._changed:
-            self._is_stopping = True  # so that a callback that starts it again is told
-        self._become(status, error)
 
     def _delay(self, failures: int, error: ClientError) -> float | None:
         try:

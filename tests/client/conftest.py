@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,3 +71,10 @@ def faults(hub: Hub) -> Iterator[Proxy]:
     """Faults on the way to our server of events."""
     with Proxy(hub.port) as between:
         yield between
+
+
+@pytest.fixture(autouse=True)
+def quiet_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of the package that carries the bytes says more than a failing test needs."""
+    for name in ("websockets.client", "websockets.server"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)

@@ -40,10 +40,10 @@ class Watched:
         self.faults: list[str] = []
         self._last = -1
         self.stream = EventStream(
-            Transport(url, proxy=None, open_timeout=2, ping_interval=1, ping_timeout=1, close_timeout=1),
+            Transport(url, proxy=None, open_timeout=2, ping_interval=0.4, ping_timeout=0.4, close_timeout=0.4),
             backoff=Backoff((0.05, 0.1, 0.2, 0.5, 1.0), jitter=True, stable_after=5),
-            sync_quiet=0.2,
-            sync_max=0.5,
+            sync_quiet=1.5,  # longer than pings need to find a stalled connection, so that takeovers are exact here too
+            sync_max=2.5,
             renew_every=renew_every,
         )
         self.stream.on_status(lambda status: self.statuses.update([status.name]))

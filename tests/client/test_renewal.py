@@ -69,7 +69,7 @@ def all_come_once(hub: Hub, count: int, **options: float) -> None:
         stream.wait_connected(10)
         publish(hub, count, 1000)
         until(lambda: len(recorder.events) >= count, "all events")
-        assert len(hub.seen) >= 4, "there were renewals"
+        assert len(hub.seen) >= 3, "there were renewals"
         assert recorder.statuses == CALM
         hub.wait_for(1)
     assert recorder.events == [f"e{number}" for number in range(count)]
@@ -81,7 +81,7 @@ def test_ten_thousand_events_at_a_thousand_a_second(hub: Hub) -> None:
 
 
 def test_every_event_comes_once_from_any_server(any_hub: Hub) -> None:
-    all_come_once(any_hub, 2_500, sync_quiet=0.05, sync_max=0.25, renew_every=0.2)
+    all_come_once(any_hub, 3_000, sync_quiet=0.25, sync_max=0.5, renew_every=0.1)
 
 
 def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub) -> None:
