@@ -134,8 +134,13 @@ def test_the_clients_need_nothing_of_the_server(name: str) -> None:
     assert others <= {"errors", "version"}
 
 
-@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] not in ("client", "cli")])
+@pytest.mark.parametrize("name", [name for name in modules() if name.split(".")[0] not in ("client", "commands")])
 def test_the_server_needs_no_client(name: str) -> None:
+    assert not [other for other in inside(imports(source_of(name).read_text(), modules())) if is_client(other)]
+
+
+@pytest.mark.parametrize("name", ["commands.serve", "commands.routes", "commands.config", "flags", "cli"])
+def test_the_commands_that_serve_need_no_client(name: str) -> None:
     assert not [other for other in inside(imports(source_of(name).read_text(), modules())) if is_client(other)]
 
 

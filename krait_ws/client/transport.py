@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any, Protocol
@@ -210,7 +211,8 @@ class Dial:
         except InvalidStatus as error:
             raise _refused(transport, error) from error
         assert isinstance(websocket, WebSocket)
-        websocket.socket.settimeout(transport.send_timeout)
+        with suppress(OSError):  # the server closed at once and the socket is gone: recv says how
+            websocket.socket.settimeout(transport.send_timeout)
         return Link(websocket)
 
     def _create(self, *arguments: Any, **options: Any) -> WebSocket:
