@@ -21,6 +21,7 @@ from krait_ws.client.errors import (
 )
 from krait_ws.client.link import Link, Message
 from krait_ws.client.peers import Peer, Peers
+from krait_ws.client.pool import Pool, PoolStats
 from krait_ws.client.stream import Event, EventStream, Status
 from krait_ws.client.subscriptions import EVERYTHING, Subscriptions
 from krait_ws.client.transport import Auth, Transport
@@ -46,7 +47,9 @@ __all__ = [
     "Peer",
     "PeerTimeoutError",
     "Peers",
+    "Pool",
     "PoolExhaustedError",
+    "PoolStats",
     "Status",
     "Subscriptions",
     "Transport",

@@ -199,7 +199,7 @@ class Dial:
             "compression": "deflate" if transport.compression else None,
             "additional_headers": headers,
             "subprotocols": transport.subprotocols or None,
-            "open_timeout": max(0.001, self._deadline - time.monotonic()),
+            "open_timeout": self._left(),
             "ping_interval": transport.ping_interval,
             "ping_timeout": transport.ping_timeout,
             "close_timeout": transport.close_timeout,
@@ -214,6 +214,13 @@ class Dial:
         with suppress(OSError):  # the server closed at once and the socket is gone: recv says how
             websocket.socket.settimeout(transport.send_timeout)
         return Link(websocket)
+
+    def _left(self) -> float:
+        """Seconds until the deadline; the credentials may have taken them all."""
+        left = self._deadline - time.monotonic()
+        if left <= 0 or self._given_up:
+            raise TimeoutError
+        return left
 
     def _create(self, *arguments: Any, **options: Any) -> WebSocket:
         websocket = WebSocket(*arguments, **options)
