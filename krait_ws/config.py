@@ -11,7 +11,7 @@ import ipaddress
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from krait_ws.errors import ConfigError
 
@@ -196,19 +196,24 @@ class Config:
         overrides = {name: value for name in _PER_CONTROLLER if (value := getattr(controller, name, None)) is not None}
         if not overrides:
             return self
-        base, values, config = _of_class.get(controller_class, (None, None, self))
+        made = _of_defaults if self is DEFAULTS else _of_class
+        base, values, config = made.get(controller_class, (None, None, self))
         if base is not self or values != overrides:
             try:
                 config = dataclasses.replace(self, **overrides)
             except ConfigError as error:
                 raise ConfigError(f"{controller_class.__qualname__}: {error}") from None
-            _of_class[controller_class] = (self, overrides, config)
+            made[controller_class] = (self, overrides, config)
         return config
 
 
+_Made: TypeAlias = "weakref.WeakKeyDictionary[type, tuple[Config, dict[str, Any], Config]]"
+
 # What ``for_controller`` made last for a class: all connections of a class share one object, checked once. Single steps
-# of a dict are atomic, and at worst two threads make the same.
-_of_class: weakref.WeakKeyDictionary[type, tuple[Config, dict[str, Any], Config]] = weakref.WeakKeyDictionary()
+# of a dict are atomic, and at worst two threads make the same. A controller is made with the defaults and then served
+# with the server's settings, so each has a place.
+_of_class: _Made = weakref.WeakKeyDictionary()
+_of_defaults: _Made = weakref.WeakKeyDictionary()
 _PER_CONTROLLER = tuple(option.name for option in dataclasses.fields(Config) if option.metadata["per_controller"])
 
 

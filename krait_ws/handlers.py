@@ -61,7 +61,7 @@ class ThreadHandler:
         self._ident = 0
 
     def start(self) -> None:
-        _start_new_thread(self._run, ())
+        _start_new_thread(self._context.run, (self._run,))
 
     def is_current(self) -> bool:
         return bool(self._ident == _get_ident())
@@ -76,7 +76,7 @@ class ThreadHandler:
         if threading.getprofile() is not None:
             sys.setprofile(threading.getprofile())
         try:
-            self._context.run(self._body)
+            self._body()
         finally:
             self.done.set()
             self._on_done()
@@ -85,33 +85,34 @@ class ThreadHandler:
 class GreenletHandler:
     """A greenlet of ``hub``. It shares a thread with the network loop, so it must block in cooperative calls only."""
 
-    __slots__ = ("_greenlet", "_hub", "_spawn", "done")
+    __slots__ = ("_body", "_context", "_greenlet", "_hub", "_on_done", "done")
 
     def __init__(self, body: Body, context: contextvars.Context, on_done: Body, hub: Any) -> None:
         self.done = Signal()
+        self._body = body
+        self._context: contextvars.Context | None = context
+        self._on_done = on_done
         self._hub = hub
         self._greenlet: Any = None
-
-        def run() -> None:
-            try:
-                body()
-            finally:
-                self.done.set()
-                on_done()
-
-        def spawn() -> None:
-            # A greenlet belongs to the thread that makes it.
-            self._greenlet = greenlet(run, parent=hub)
-            self._greenlet.gr_context = context
-            self._greenlet.switch()
-
-        self._spawn = spawn
 
     def start(self) -> None:
         if get_hub_if_exists() is self._hub:
             self._hub.loop.run_callback(self._spawn)
         else:
             self._hub.loop.run_callback_threadsafe(self._spawn)
+
+    def _spawn(self) -> None:
+        """A greenlet belongs to the thread that makes it."""
+        self._greenlet = greenlet(self._run, parent=self._hub)
+        self._greenlet.gr_context, self._context = self._context, None
+        self._greenlet.switch()
+
+    def _run(self) -> None:
+        try:
+            self._body()
+        finally:
+            self.done.set()
+            self._on_done()
 
     def is_current(self) -> bool:
         return getcurrent() is self._greenlet

@@ -15,7 +15,7 @@ import contextvars
 import inspect
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -142,6 +142,7 @@ class Session:
         "_fault",
         "_gone",
         "_handlers",
+        "_in_lock",
         "_lock",
         "_on_over",
         "_overrides",
@@ -167,7 +168,6 @@ class Session:
         "ended",
         "handler_seconds",
         "id",
-        "in_lock",
         "incoming",
         "is_abandoned",
         "latency",
@@ -189,18 +189,18 @@ class Session:
         self.protocol: str | None = None
         self.close_code: int | None = None
         self.close_reason = ""
-        self.stopping = Signal()  # the stop flag
-        self.ended = Signal()  # close_code is known
+        self._lock = new_lock()
+        self.stopping = Signal(self._lock)  # the stop flag
+        self.ended = Signal(self._lock)  # close_code is known
         self.outgoing = OutMailbox(self.config)
         self.outgoing.on_overflow = self._overflow
         self.incoming = InMailbox(self.config) if use_queue else None
         # What the socket gave and no hook has seen yet; the queue itself where there is no hook to see it.
         self.arrivals = InMailbox(self.config) if overrides.delivers else self.incoming
-        self.in_lock: Any = new_reentrant_lock()
+        self._in_lock: Any = None  # made when it is wanted; guarded by _lock
         self._overrides = overrides
         self._delivers_on_loop = False
         self._wake: Callable[[Iterable[Waiter]], None] = wake_all  # those who wait for what the socket gives
-        self._lock = new_lock()
         self._claimed = False  # guarded by _lock, as are the next two
         self._started = False
         self._ended = False
@@ -219,7 +219,7 @@ class Session:
         self._ping_waiters = Waiters()  # for a ping that has not been sent
         self._pong_waiters = Waiters()  # for the answer to one that has
         self._fault: tuple[int, str] | None = None  # of the peer, while the handler answers what came before it
-        self._rest: list[Item] = []  # messages that the loop has not delivered yet; owned by the loop
+        self._rest: Sequence[Item] = ()  # messages that the loop has not delivered yet; owned by the loop
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
         self._transport: Transport | None = None  # owned by the loop
@@ -309,8 +309,6 @@ class Session:
             self.arrivals = self.incoming  # the loop calls the hook itself
             self._delivers_on_loop = self._overrides.delivers
             return
-        if self.config.runs_on == "greenlet":
-            self.in_lock = GreenletReentrantLock()
         if self._overrides.handles:
             self._handlers.append(self._new_handler(self._handle))
         if self._overrides.delivers:
@@ -331,9 +329,9 @@ class Session:
         self._transport = transport
         if self.config.runs_on == "thread":
             self._wake = self._wake_threads
-        self.outgoing.on_output = partial(runtime.call, transport.flush)
+        self.outgoing.on_output = self._ask_to_send
         if self.arrivals is not None:
-            self.arrivals.on_room = partial(runtime.call, transport.resume_reading)
+            self.arrivals.on_room = self._ask_to_read
         if self.close_code is not None:
             transport.close(self.close_code, self.close_reason)
         else:
@@ -341,6 +339,16 @@ class Session:
             transport.flush()
 
     # ---- messages
+
+    @property
+    def in_lock(self) -> Any:
+        """What ``on_in_message_internal`` takes. Thread: any."""
+        if self._in_lock is None:
+            with self._lock:
+                if self._in_lock is None:
+                    is_greenlet = self.config.runs_on == "greenlet"
+                    self._in_lock = GreenletReentrantLock() if is_greenlet else new_reentrant_lock()
+        return self._in_lock
 
     def pop(self, timeout: float | None) -> Item | MessageStream | None:
         """See ``WebsocketsCtrlBase.pop_in_message``."""
@@ -362,10 +370,11 @@ class Session:
         if self._delivers_on_loop:
             runtime = self._runtime
             assert self._context is not None
-            assert runtime is not None
-            runtime.in_hook = self
+            if runtime is not None:
+                runtime.in_hook = self
             self._call_hook(self._context.run, self._deliver_on_loop, messages)
-            runtime.in_hook = None
+            if runtime is not None:
+                runtime.in_hook = None
             if self.outgoing.frames and self.outgoing.is_congested:
                 return False  # its hook cannot wait for a slow consumer, so the producer waits
             return arrivals is None or not arrivals.is_full
@@ -598,8 +607,8 @@ class Session:
     def _deliver_on_loop(self, messages: list[Item]) -> None:
         """Calls the hook until its answers fill half of the out-mailbox; the rest has its turn when they have gone."""
         if self._rest:
-            messages = self._rest + messages
-            self._rest = []
+            messages = [*self._rest, *messages]
+            self._rest = ()
         deliver: Callable[[Any], None] = self.controller.on_in_message_internal
         outgoing = self.outgoing
         for number, message in enumerate(messages):
@@ -613,7 +622,10 @@ class Session:
     def _call_hook(self, hook: Callable[..., None], *arguments: Any) -> bool:
         """Calls user code. What it raises is logged once and ends the session with 1011; the peer learns no more."""
         try:
-            hook(*arguments)
+            if arguments:
+                hook(*arguments)
+            else:
+                hook()  # the other call takes 500 bytes more of the stack, for as long as a handler runs
         except (SystemExit, GreenletExit):
             return True
         except BaseException:  # whatever a user's hook raises, the loop and the thread go on
@@ -650,6 +662,18 @@ class Session:
 
     def _overflow(self) -> None:
         self.end(TRY_AGAIN_LATER, "messages could not be sent in time")
+
+    def _ask_to_send(self) -> None:
+        """There is output. A transport that has gone meanwhile takes none."""
+        transport = self._transport
+        if transport is not None and self._runtime is not None:
+            self._runtime.call(transport.flush)
+
+    def _ask_to_read(self) -> None:
+        """There is room again."""
+        transport = self._transport
+        if transport is not None and self._runtime is not None:
+            self._runtime.call(transport.resume_reading)
 
     def _close_transport(self) -> None:
         """On the loop: the part of ``end`` that touches the connection."""

@@ -188,12 +188,16 @@ def wake_all(waiters: Iterable[Waiter]) -> None:
 
 
 class Signal:
-    """A flag that is set once and wakes everyone who waits for it. Thread: any."""
+    """A flag that is set once and wakes everyone who waits for it. Thread: any.
+
+    Args:
+        lock: Its owner's, to share it; no caller may hold it.
+    """
 
     __slots__ = ("_lock", "_set", "_waiters")
 
-    def __init__(self) -> None:
-        self._lock = new_lock()
+    def __init__(self, lock: Any = None) -> None:
+        self._lock = lock or new_lock()
         self._set = False  # guarded by _lock; read without it
         self._waiters = Waiters()  # guarded by _lock
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -94,7 +95,7 @@ class Connection:
         self._session = session
         self._deflate = deflate
         self._protocol = ProtocolState(session.config.max_message_size, deflate, streams=session.streams)
-        self._parts: list[bytes] = []  # of a large message that is being compressed
+        self._parts: Sequence[bytes] = ()  # of a large message that is being compressed
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True
@@ -294,11 +295,12 @@ class Connection:
         """Compresses what one turn has time for."""
         assert self._deflate is not None
         if self._parts:
-            return [self._deflate.deflate(self._parts.pop(0))]
+            first, *self._parts = self._parts
+            return [self._deflate.deflate(first)]
         frames = self._session.outgoing.take(SEND_SIZE)
         if len(frames) == 1:
-            self._parts = self._deflate.parts(frames[0])
-            frames = [self._parts.pop(0)]
+            first, *self._parts = self._deflate.parts(frames[0])
+            frames = [first]
         return [self._deflate.deflate(frame) for frame in frames]
 
     def _has_more(self) -> bool:

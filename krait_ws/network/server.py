@@ -384,7 +384,7 @@ class Server:
         upgrade = WebsocketsRequest(Request(environ, populate_request=False), route=environ["PATH_INFO"])
         upgrade.compact()
         session = decision._krait
-        session.accept(self.loop, self.config, upgrade, None, self._over)
+        session.accept(self.loop, self.config, upgrade, None, partial(self._over, None))
         self._add(session)
         return session
 
@@ -395,7 +395,7 @@ class Server:
         if self._stopping:
             session.end(*self._going_away)
 
-    def _over(self, session: Session, place: Place | None = None) -> None:
+    def _over(self, place: Place | None, session: Session) -> None:
         """On the loop: neither a connection nor a handler of a session is left."""
         if place is not None:
             place.leave()
@@ -409,7 +409,7 @@ class Server:
         protocol = choose(environ["PATH_INFO"]) if choose is not None else None
         app_socket = AppSocket(environ, protocol if protocol in (upgrade.protocols or ()) else None)
         session = app_socket.controller._krait
-        over = partial(self._over, place=place)
+        over = partial(self._over, place)
         session.accept(self.loop, self.config, upgrade, app_socket.protocol, over)
         self._add(session)
         return app_socket
@@ -445,7 +445,7 @@ class Server:
         context.http_request.set(None)
         context.websockets_response.set(None)
         try:
-            session.accept(self.loop, self.config, upgrade, answer.protocol, partial(self._over, place=place))
+            session.accept(self.loop, self.config, upgrade, answer.protocol, partial(self._over, place))
         except ThreadLimitError as error:
             self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
             return error
