@@ -18,6 +18,8 @@ from krait_ws.errors import ConfigError
 RUNS_ON = ("thread", "greenlet", "loop")
 SLOW_CONSUMER = ("block", "close", "drop_new", "drop_oldest")
 _TOKEN = re.compile(r"[!-~]{16,256}")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 POLLERS = ("auto", "epoll", "watchers")
 
 
@@ -58,6 +60,11 @@ class Config:
     workers: int = _option(1, "processes", "Processes that serve; more than one run under gunicorn.", least=1)
     tls_cert: str = _option("", "file", "Certificate chain in PEM form; with it the port speaks https and wss.")
     tls_key: str = _option("", "file", "Its private key in PEM form; not needed when the certificate's file holds it.")
+    log_level: str = _option(
+        "info", "choice", "What is logged from which level on; debug with debug.", choices=LOG_LEVELS
+    )
+    log_format: str = _option("text", "choice", "Lines of the log; json has one object on each.", choices=LOG_FORMATS)
+    access_log: bool = _option(True, "flag", "A line for each request, and for each connection that ends.")
     debug: bool = _option(False, "flag", "Reload changed route scripts; show tracebacks in the browser.")
     runs_on: str = _option(
         "thread", "choice", "What runs a controller's handler.", choices=RUNS_ON, per_controller=True

@@ -117,7 +117,12 @@ class WebsocketsRequest:
     @property
     def remote_addr(self) -> str | None:
         """The client's address."""
-        return self.http.remote_addr
+        return self.http.remote_addr if self._http is not None else self._kept("REMOTE_ADDR")
+
+    def _kept(self, name: str) -> str | None:
+        """One value of what is kept, without a request around it."""
+        environ = self._environ
+        return next((environ[at + 1] for at in range(0, len(environ), 2) if environ[at] == name), None)
 
     def compact(self) -> None:
         """Keeps method, URL and headers and lets go of the rest. Called by: the server, after the upgrade."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from krait_ws.logs import ConnectionLog
 from krait_ws.mailbox import Pressure
 from krait_ws.patching import check_runs_on
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
@@ -268,3 +269,8 @@ class WebsocketsCtrlBase:
     def id(self) -> str:
         """Names the connection in every log record."""
         return self._krait.id
+
+    @property
+    def log(self) -> ConnectionLog:
+        """A logger, ``krait_ws.controller``, whose records carry the connection's ``id``, its route and this class."""
+        return ConnectionLog(self._krait)

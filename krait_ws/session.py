@@ -25,6 +25,7 @@ from greenlet import GreenletExit
 from krait_ws.config import DEFAULTS, Config
 from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
+from krait_ws.logs import Closed, connection_fields, log_failure
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
 from krait_ws.patching import check_runs_on
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
@@ -498,10 +499,13 @@ class Session:
 
     def transport_gone(self, code: int, reason: str = "") -> None:
         """The connection has ended, or never came to be. Thread: the loop."""
+        was_there = self._transport is not None
         self._gone = True
         self._transport = None
         self.outgoing.on_output = no_one
         self.end(code, reason)
+        if was_there:
+            Closed(self, monotonic() - self.opened_at).log()
         self._check_over()
 
     def abort(self) -> None:
@@ -628,8 +632,10 @@ class Session:
                 hook()  # the other call takes 500 bytes more of the stack, for as long as a handler runs
         except (SystemExit, GreenletExit):
             return True
-        except BaseException:  # whatever a user's hook raises, the loop and the thread go on
-            logger.exception("connection %s: %s raised", self.id, type(self.controller).__qualname__)
+        except BaseException as error:  # whatever a user's hook raises, the loop and the thread go on
+            environ = {} if self.request is None else self.request.http.environ
+            name = type(self.controller).__qualname__
+            log_failure(logger, error, environ, "connection %s: %s raised", self.id, name, **connection_fields(self))
             self.end(INTERNAL_ERROR)
             return False
         return True
@@ -645,7 +651,7 @@ class Session:
                 self._stopper.start()
             except RuntimeError:
                 self._stopper = None
-                logger.exception("connection %s: no thread for on_stop", self.id)
+                logger.exception("connection %s: no thread for on_stop", self.id, extra=connection_fields(self))
         elif self._runtime is not None:
             self._runtime.call(self._stop_on_loop)
         else:
@@ -700,6 +706,7 @@ class Session:
                     self.id,
                     type(self.controller).__qualname__,
                     handler.stack(),
+                    extra=connection_fields(self),
                 )
 
     def _check_over(self) -> None:

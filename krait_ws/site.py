@@ -19,6 +19,7 @@ from krait_ws.config import Config
 from krait_ws.context import WebsocketsRequest, WebsocketsResponse
 from krait_ws.errors import RouteScriptError
 from krait_ws.http import Request, Response
+from krait_ws.logs import log_failure, redacted_target
 from krait_ws.protocol.handshake import is_upgrade
 from krait_ws.routing import Match, Router
 from krait_ws.scripts import Answer, Scripts
@@ -63,7 +64,8 @@ class Site:
 
     def failed(self, error: BaseException, request: Request) -> Response:
         """The 500 for what a route script, or a controller's constructor or ``on_start``, raised; logs it."""
-        logger.error("%s %s: the route script failed", request.method, request.path, exc_info=error)
+        path = redacted_target(request.path)
+        log_failure(logger, error, request.environ, "%s %s: the route script failed", request.method, path)
         return pages.script_error(error, debug=self._debug)
 
     def _answer(self, request: Request) -> Answer | None:

@@ -18,10 +18,10 @@ PACKAGE = Path(krait_ws.__file__).parent
 # Lowest first. A name stands for a module or for a whole package.
 LAYERS = [
     ["errors", "version"],
-    ["config"],
+    ["config", "logs"],
     ["protocol"],
     ["waiting", "patching"],
-    ["mailbox", "handlers"],
+    ["mailbox", "handlers", "log_output"],
     ["streams"],
     ["session"],
     ["rate"],

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from krait_ws import log_output
 from krait_ws.config import Config, unknown_variables
 from krait_ws.flags import config_flags, read_config, site_argument
 from krait_ws.patching import patch_standard_library
@@ -33,9 +34,7 @@ def serve(site: Path, **flags: Any) -> None:
     for name in unknown_variables(os.environ):
         click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
     _keep_freed_memory()
-    logging.basicConfig(
-        level=logging.DEBUG if config.debug else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+    log_output.configure(config)
     read = partial(read_config, flags, os.environ)
     if config.workers > 1:
         _serve_with_workers(site, config, read)

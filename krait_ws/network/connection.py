@@ -111,6 +111,7 @@ class Connection:
         loop.watch(self._descriptor, self, READ)
         session.attach(self)
         if received:
+            session.bytes_in += len(received)
             loop.call(partial(self._receive, received))  # on the loop itself, where hooks may be called
 
     # ---- called by the loop

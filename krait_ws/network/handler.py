@@ -20,10 +20,11 @@ import gevent
 from gevent.monkey import get_original
 from geventwebsocket.exceptions import WebSocketError
 from geventwebsocket.handler import WebSocketHandler
-from greenlet import getcurrent
+from greenlet import GreenletExit, getcurrent
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws.errors import HandshakeError, RequestError
+from krait_ws.logs import Answered, connection_fields, escaped, log_failure, redacted_target
 from krait_ws.network.app import AppSocket
 from krait_ws.network.tls import TlsSocket
 from krait_ws.protocol import handshake
@@ -32,7 +33,6 @@ from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
 from krait_ws.protocol.head import body_size, check_field_line, check_request_line
 from krait_ws.session import Session
 
-access_logger = logging.getLogger("krait_ws.access")
 server_logger = logging.getLogger("krait_ws.server")
 
 _PART = 64 * 1024  # bytes of an answer that a client has send_timeout for
@@ -65,6 +65,7 @@ class _ReadInput:
 class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     """gevent's handler with the upgrade of krait-ws in gevent-websocket's place."""
 
+    environ: Any
     websocket: Session
     socket: Any
     path: Any
@@ -72,6 +73,8 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     _timeout: Any = None
     _requests = 0
     _deflate: Deflate | None = None
+    _opened: Session | None = None
+    _unread = ""  # why the request could not be read
 
     def handle(self) -> None:
         with suppress(OSError):  # the client is gone
@@ -81,6 +84,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
 
     def handle_one_request(self) -> Any:
         config = self.server.krait.config
+        self.environ = None  # not that of the request before
         self._limit_time(config.keep_alive_timeout if self._requests else config.handshake_timeout)
         try:
             return super().handle_one_request()
@@ -162,6 +166,12 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         finally:
             self.socket.settimeout(None)
 
+    @property
+    def _client(self) -> str:
+        """The other end of the socket, which may be a proxy."""
+        address = self.client_address
+        return str(address[0]) if isinstance(address, tuple) else str(address or "")
+
     def _limit_time(self, seconds: float) -> None:
         if self._timeout is not None:
             self._timeout.close()
@@ -177,7 +187,8 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             status = "431 Request Header Fields Too Large"
         else:
             status = "400 Bad Request"
-        server_logger.info("%s: %s (%s)", self.client_address, status, error)
+        # What gevent's parser and the standard library say may hold the request's own words.
+        self._unread = error.reason if isinstance(error, RequestError) else "the request cannot be read"
         return _answer(status)
 
     # ---- the upgrade; run_application of the base class calls the next two in this order
@@ -238,6 +249,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.rfile.close()
         self.socket = None  # else the base class would read from it before it closes it
         self.server.krait.adopt(sock, session, received, self._deflate)
+        self._opened = session
         del self.websocket
         if "wsgi.websocket" in self.environ:
             self._run_app(session)
@@ -262,8 +274,9 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             list(self.server.krait.app(self.environ, lambda *_: lambda _data: None))
         except WebSocketError:
             session.end(NORMAL)  # it wrote to a connection that had ended
-        except Exception:
-            server_logger.exception("connection %s: the application raised", session.id)
+        except Exception as error:
+            message = "connection %s: the application raised"
+            log_failure(server_logger, error, self.environ, message, session.id, **connection_fields(session))
             session.end(INTERNAL_ERROR)
         else:
             session.end(NORMAL)
@@ -282,11 +295,32 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     # ---- logs
 
     def log_request(self) -> None:
-        # A client chooses the request line: no control character of it may reach a terminal or forge a line.
-        access_logger.info("%s", self.format_request().encode("unicode_escape").decode())
+        if self.environ is None:
+            Answered(
+                self._client, "-", "-", int(str(self.status)[:3]), error=self._unread or str(self.status)[4:]
+            ).log()
+            return
+        opened, self._opened = self._opened, None
+        Answered(
+            self.environ.get("REMOTE_ADDR", ""),
+            self.command,
+            self.path,
+            self.code if self.status else 0,
+            bytes_out=self.response_length or 0,
+            seconds=self.time_finish - self.time_start,
+            session=opened,
+        ).log()
+
+    def _log_error(self, kind: Any, error: Any, trace: Any) -> None:
+        """Called by: the base class, for what the application or krait-ws itself raised."""
+        if issubclass(kind, SystemExit | KeyboardInterrupt):
+            super()._log_error(kind, error, trace)
+        elif not issubclass(kind, GreenletExit):
+            target = redacted_target(self.path)
+            log_failure(server_logger, error, self.environ, "%s %s: the request failed", self.command, target)
 
     def log_error(self, msg: str, *args: Any) -> None:
-        server_logger.warning(msg, *args)
+        server_logger.warning("%s", escaped(msg % args if args else msg))
 
     @property
     def logger(self) -> logging.Logger:

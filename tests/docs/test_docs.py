@@ -232,6 +232,12 @@ def talk_to_lamps(site: SiteServer) -> None:
             one.expect("hall off")
 
 
+def talk_to_lobby(site: SiteServer) -> None:
+    with site.connect("/lobby") as client:
+        client.expect("Hello.")
+        client.expect_close(1000)
+
+
 def talk_to_vote(site: SiteServer) -> None:
     with site.connect("/vote") as client:
         for number in range(5):
@@ -252,6 +258,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/heartbeat": talk_to_heartbeat,
     "/hello": talk_to_hello,
     "/lamps": talk_to_lamps,
+    "/lobby": talk_to_lobby,
     "/price": talk_to_price,
     "/vote": talk_to_vote,
 }
