@@ -263,6 +263,41 @@ def test_a_server_that_stops_and_comes_back(krait_site: Serve, site: SiteServer,
     panel.client.close()
 
 
+def test_a_connection_that_is_cut(site: SiteServer, start: Callable[..., Program]) -> None:
+    panel = Panel(site)
+    script = drawing(start, panel)
+    script.tell("run_forever")
+    script.wait_for("done", command="run_forever")
+    (session,) = [session for session in site.server.sessions if role_of(session) == "hero"]
+    site.server.loop.call(session.abort)
+    panel.expect("hero/offline")
+    script.wait_for("run_forever_returned")
+    script.tell("status")
+    script.wait_for("status", status="DISCONNECTED")
+    panel.expect_nothing()
+    panel.client.close()
+
+
+def role_of(session: Any) -> str:
+    role = session.controller.announced["payload"]["role"]
+    assert isinstance(role, str)
+    return role
+
+
+def test_a_panel_that_is_loaded_anew(site: SiteServer, start: Callable[..., Program]) -> None:
+    """The script notices nothing; what it sends from then on comes to the new panel."""
+    panel = Panel(site)
+    script = drawing(start, panel)
+    panel.client.close()
+    panel = Panel(site, peer_id="panel-2")
+    panel.expect("hero/online")
+    script.tell("write", text="for the new one")
+    assert panel.receive()["payload"]["options"] == {"text": "for the new one\n"}
+    panel.click(4, 4)
+    script.wait_for("click", x=4, y=4)
+    panel.client.close()
+
+
 def test_a_panel_in_a_browser(browser: Any, krait_site: Serve) -> None:
     """The page of the site, served among all demos: what the script draws can be seen, and a click comes back."""
     from playwright.sync_api import expect

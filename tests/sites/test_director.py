@@ -333,30 +333,30 @@ def test_a_message_that_is_too_large_ends_its_own_connection_only(director: Dire
         other.expect("3")
 
 
-def test_no_change_is_missed_or_heard_twice_while_somebody_comes_in(director: Director, token: str) -> None:
-    """Levels go up by one: after the state of all comes the very next level, whenever somebody comes in."""
-    stop = threading.Event()
+def test_no_change_is_missed_or_heard_twice_while_somebody_comes_in(
+    director: Director, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the status and the state of all others try to change something: it comes after both."""
+    director.greeted(token)[0].close()  # so that the module is loaded
+    house, really_broadcast = globals_of("_house")["house"], globals_of("_house")["broadcast"]
+    changes = [threading.Thread(target=house.change, args=[{5: {"LIGHT_LEVEL": level}}]) for level in (1, 2)]
+    waiting = iter(changes)
 
-    def change() -> None:
-        house = globals_of("_house")["house"]
-        level = 0
-        while not stop.is_set():
-            level += 1
-            house.change({5: {"LIGHT_LEVEL": level}})
-            time.sleep(0.0005)
+    def broadcast(controllers: Any, message: str) -> None:
+        change = next(waiting)
+        change.start()
+        change.join(0.2)  # it is over only if nothing holds it back
+        really_broadcast(controllers, message)
 
-    director.greeted(token)[0].close()
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
-        for _ in range(10):
-            with director.following(token) as (client, _):
-                level = event(client)[1][0]["data"]["LIGHT_LEVEL"]
-                for expected in range(level + 1, level + 21):
-                    assert event(client)[1] == {"iddevice": 5, "data": {"LIGHT_LEVEL": expected}}
-    finally:
-        stop.set()
-        thread.join()
+    monkeypatch.setitem(globals_of("_house"), "broadcast", broadcast)
+    with director.following(token) as (client, name):
+        assert event(client) == (name, INITIAL)
+        levels = [event(client)[1]["data"]["LIGHT_LEVEL"] for _ in changes]
+        assert sorted(levels) == [1, 2]
+        client.send("2")
+        client.expect("3")
+    for change in changes:
+        change.join(PATIENCE)
 
 
 def test_one_that_does_not_read_is_closed_and_hinders_nobody(krait_site: Callable[..., SiteServer]) -> None:
