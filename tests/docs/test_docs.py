@@ -248,6 +248,18 @@ def talk_to_vote(site: SiteServer) -> None:
         client.expect_close(1008)
 
 
+def talk_to_switches(site: SiteServer) -> None:
+    with pytest.raises(Refused) as refused:
+        site.connect("/switches")
+    assert refused.value.status == 401
+    headers = {"Authorization": "Bearer garden-of-stones"}
+    with site.connect("/switches", headers=headers) as one:
+        one.send('{"lamp": "hall", "on": true}')
+        one.expect('{"lamp": "hall", "on": true}')
+        with site.connect("/switches", headers=headers) as other:
+            other.expect('{"lamp": "hall", "on": true}')
+
+
 CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/account": talk_to_account,
     "/chat": talk_to_chat,
@@ -260,6 +272,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/lamps": talk_to_lamps,
     "/lobby": talk_to_lobby,
     "/price": talk_to_price,
+    "/switches": talk_to_switches,
     "/vote": talk_to_vote,
 }
 """For each route script that a document shows: somebody who talks to it."""
