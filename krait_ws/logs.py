@@ -27,6 +27,7 @@ controller_logger = logging.getLogger("krait_ws.controller")
 
 REDACTED = "[redacted]"
 
+_ENVIRON = "_krait_environ"  # on its way from a controller's log to the filter
 _LONGEST_TARGET = 1024  # characters; a head may have 32 KiB
 _LEAST_SECRET = 4  # characters; what is shorter is no secret, and stands in every second word
 _SECRET_HEADER = re.compile(r"AUTH|COOKIE|TOKEN|SECRET|KEY|PASS|SEC_WEBSOCKET_PROTOCOL")
@@ -152,7 +153,7 @@ class Answered(Event):
         self.method = method
         self.raw_target = target
         self.status = status
-        self.bytes_out = bytes_out
+        self.bytes_out = None if session is not None else bytes_out
         self.seconds = round(seconds, 6)
         self.error = error
         self.connection = self.route = self.controller = ""
@@ -243,13 +244,28 @@ def connection_fields(session: Session) -> dict[str, str]:
     }
 
 
+def _redact_failure(record: logging.LogRecord) -> bool:
+    """A filter of ``controller_logger``: a traceback that a controller logs is redacted like one that it raises."""
+    environ = record.__dict__.pop(_ENVIRON, None)
+    error = record.exc_info[1] if record.exc_info else None
+    if environ is not None and error is not None:
+        record.exc_text = redacted_traceback(error, secrets_of(environ))
+    return True
+
+
+controller_logger.addFilter(_redact_failure)
+
+
 class ConnectionLog(logging.LoggerAdapter):  # type: ignore[type-arg]  # no parameter before Python 3.11
     """The log of one controller: what is logged carries the connection's id, its route and the class."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(controller_logger, connection_fields(session))
+        self._request = session.request
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         fields: dict[str, Any] = dict(self.extra or {})
         kwargs["extra"] = {**fields, **(kwargs.get("extra") or {})}
+        if kwargs.get("exc_info") and self._request is not None:
+            kwargs["extra"][_ENVIRON] = self._request.http.environ
         return f"connection {fields['connection']}: {msg}", kwargs

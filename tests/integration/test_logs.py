@@ -85,6 +85,11 @@ class Failing(WebsocketsCtrlBase):
     def on_thread_start(self):
         self.log.info("begins")
         message = self.pop_in_message(None)
+        if message == "log":
+            try:
+                raise RuntimeError(f"logged: {everything(self.request)!r}")
+            except RuntimeError:
+                self.log.exception("caught")
         if message == "raise":
             raise RuntimeError(f"handler: {everything(self.request)!r}")
         self.push_out_message("fine")
@@ -175,14 +180,14 @@ def test_nothing_that_is_logged_has_a_secret_in_it(
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(4096):
                 pass
-    for message, query in (("raise", ""), ("leave", "&stop=1")):
+    for message, query in (("raise", ""), ("log", ""), ("leave", "&stop=1")):
         with RawClient(site.port, f"/?token=s3cret-query{query}", headers=HEADERS) as client:
             client.send_frame(TEXT, message)
             client.skip_to_close()
     with RawClient(site.port, "/nowhere" + "?token=s3cret-query", headers=HEADERS) as client:
         client.skip_to_close()
     with RawClient(site.port, "/?token=s3cret-query", headers=HEADERS):
-        eventually(lambda: log.text.count("begins") == 3)
+        eventually(lambda: log.text.count("begins") == 4)
         site.close()
 
     text = log.text + "".join(capfd.readouterr())
@@ -195,6 +200,7 @@ def test_nothing_that_is_logged_has_a_secret_in_it(
         "RouteScriptError",
         "raise RuntimeError(f",
         "handler: [",
+        "logged: [",
         "LookupError: ",
         "KeyError: ",
         "the application raised",
@@ -242,6 +248,7 @@ def test_a_line_for_each_request_and_each_connection(serve_files: Serve, log: Lo
     ]
     assert log.events("request")[0]["bytes_out"] >= 10
     opened = log.events("opened")
+    assert "bytes_out" not in opened[0]
     assert [(one["client"], one["target"], one["status"]) for one in opened] == [
         ("203.0.113.9", "/room/lobby?name=*", 101),
         ("127.0.0.1", "/room/lobby", 101),
