@@ -20,9 +20,7 @@ from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
 from krait_ws.client.errors import AuthError, ClientError, ConnectionUnavailableError
-from krait_ws.client.link import Link, Message, WebSocket
-
-__all__ = ["Auth", "Dial", "Link", "Message", "Transport"]
+from krait_ws.client.link import Link, WebSocket
 
 
 class Auth(Protocol):
