@@ -27,6 +27,13 @@ transport = Transport(f"ws://127.0.0.1:{port}/talk", proxy=None, close_timeout=1
 def is_end(message):
     return message == "end"
 
+
+def until_alone():
+    deadline = time.monotonic() + 10
+    while threading.active_count() > 1:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
+
 """
 
 GEVENT = """
@@ -93,7 +100,7 @@ def test_connection(talker: int, before: str) -> None:
             Transport("ws://127.0.0.1:1/", proxy=None).open()
         except ConnectionUnavailableError:
             print("unavailable")
-        assert threading.active_count() == 1, threading.enumerate()
+        until_alone()
     """
     assert run(talker, program, before=before).split() == ["late", "unavailable"]
 
@@ -131,7 +138,7 @@ def test_fifty_threads_and_a_pool(talker: int, before: str) -> None:
             assert talks.close(0.1) is False
             reader.join(10)
             assert ended == [1000], ended
-        assert threading.active_count() == 1, threading.enumerate()
+        until_alone()
     """
     assert run(talker, program, before=before).split() == ["500", "True", "0"]
 
@@ -215,10 +222,7 @@ def test_ctrl_c_ends_every_wait(talker: int, wait: str) -> None:
         other.close()
         print(talks.close(0.01))
         silent.close()
-        deadline = time.monotonic() + 10
-        while threading.active_count() > 1:
-            assert time.monotonic() < deadline, threading.enumerate()
-            time.sleep(0.01)
+        until_alone()
     """
     assert run(talker, program, signal_at="waiting").split() == ["waiting", "interrupted", "False"]
 
