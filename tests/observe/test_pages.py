@@ -6,7 +6,8 @@ import http.client
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,19 @@ def test_the_rest_is_off_unless_switched_on(serve: Serve, path: str) -> None:
 def test_a_server_that_drains_is_not_ready_and_is_alive(serve: Serve) -> None:
     site = serve()
     lingers = site.connect("/lingers")
+    # New connections are refused while it drains; one that was kept has one more answer.
+    with kept(site) as ask_health, kept(site) as ask_readiness, kept(site) as release:
+        site.server.request_stop()
+        eventually(lambda: site.server.is_stopping)
+        assert ask_health("/_krait/health") == (200, b"ok\n")
+        assert ask_readiness("/_krait/ready") == (503, b"draining\n")
+        assert release("/lingers") == (200, b"released")
+    lingers.expect_close(1001)
+
+
+@contextmanager
+def kept(site: SiteServer) -> Iterator[Callable[[str], tuple[int, bytes]]]:
+    """An HTTP connection that has had an answer and asks for more."""
     connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=10)
 
     def get(path: str) -> tuple[int, bytes]:
@@ -75,13 +89,8 @@ def test_a_server_that_drains_is_not_ready_and_is_alive(serve: Serve) -> None:
         return answer.status, answer.read()
 
     assert get("/_krait/ready") == (200, b"ready\n")
-    site.server.request_stop()
-    eventually(lambda: site.server.is_stopping)
-    assert get("/_krait/health") == (200, b"ok\n")
-    assert get("/_krait/ready") == (503, b"draining\n")
-    assert get("/lingers") == (200, b"released")
+    yield get
     connection.close()
-    lingers.expect_close(1001)
 
 
 def test_health_answers_while_every_script_thread_is_stuck(
@@ -96,7 +105,7 @@ def test_health_answers_while_every_script_thread_is_stuck(
     answers: list[Any] = []
     client = threading.Thread(target=lambda: answers.append(site.get("/slow")))
     client.start()
-    eventually(lambda: site.server._requests == 1)
+    eventually(lambda: site.server.answering)
     assert site.get("/_krait/health").status == 200
     assert scrape(site)["krait_workers",] == 1
     sys.modules[next(name for name in sys.modules if name.startswith("krait_route_") and "slow" in name)].release.set()
