@@ -22,7 +22,8 @@ from krait_ws.client.errors import (
 from krait_ws.client.link import Link, Message
 from krait_ws.client.peers import Peer, Peers
 from krait_ws.client.pool import Pool, PoolStats
-from krait_ws.client.stream import Event, EventStream, Status
+from krait_ws.client.status import Event, Status
+from krait_ws.client.stream import EventStream
 from krait_ws.client.subscriptions import EVERYTHING, Subscriptions
 from krait_ws.client.transport import Auth, Transport
 

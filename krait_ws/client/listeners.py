@@ -43,8 +43,8 @@ class Listeners:
 
 
 def call_logged(callback: Callback, *arguments: Any) -> None:
-    """Calls the user's code; what it raises is logged with its traceback."""
+    """Calls the user's code; what it raises is logged with its traceback, ``SystemExit`` too."""
     try:
         callback(*arguments)
-    except Exception:
+    except BaseException:
         log.exception("the callback %r raised", callback)

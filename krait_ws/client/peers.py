@@ -19,7 +19,8 @@ from typing import Any
 from krait_ws.client.errors import ClientError, PeerTimeoutError
 from krait_ws.client.link import Link
 from krait_ws.client.listeners import Listeners
-from krait_ws.client.stream import ENDS, OPEN, Event, EventStream, Status
+from krait_ws.client.status import ENDS, OPEN, Event, Status
+from krait_ws.client.stream import EventStream
 from krait_ws.client.subscriptions import EVERYTHING, EventCallback, Subscriptions
 from krait_ws.version import __version__
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from krait_ws.client.listeners import call_logged, log
-from krait_ws.client.stream import Event
+from krait_ws.client.status import Event
 
 EventCallback = Callable[[Event], object]
 
