@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -36,10 +37,18 @@ def heard(script: Client, kind: str) -> dict[str, Any]:
             return message
 
 
+@contextmanager
+def script_in(demos: SiteServer, room: str) -> Iterator[Client]:
+    """A script that has heard of the panel, which therefore hears it."""
+    with demos.connect(f"/relay/?room={room}") as script:
+        assert heard(script, "announce")["payload"]["role"] == "sidekick"
+        yield script
+
+
 def test_a_script_draws_and_is_told_of_clicks(open_page: Open, demos: SiteServer) -> None:
     page = open_page("relay/?room=a")
     wait_open(page)
-    with demos.connect("/relay/?room=a") as script:
+    with script_in(demos, "a") as script:
         tell(script, "grid", "spawn", "g", numColumns=4, numRows=3)
         tell(script, "grid", "update", "g", action="setColor", options={"x": 1, "y": 2, "color": "rgb(1, 2, 3)"})
         tell(script, "grid", "update", "g", action="setText", options={"x": 3, "y": 0, "text": "<b>A</b>"})
@@ -66,7 +75,7 @@ def test_a_script_draws_and_is_told_of_clicks(open_page: Open, demos: SiteServer
 def test_a_console_and_a_control(open_page: Open, demos: SiteServer) -> None:
     page = open_page("relay/?room=b")
     wait_open(page)
-    with demos.connect("/relay/?room=b") as script:
+    with script_in(demos, "b") as script:
         tell(script, "console", "spawn", "c", text="Who?\n", showInput=True)
         tell(script, "control", "spawn", "k")
         button = {"controlType": "button", "config": {"buttonText": "Quit"}}
@@ -88,7 +97,7 @@ def test_a_console_and_a_control(open_page: Open, demos: SiteServer) -> None:
 def test_what_cannot_be_drawn_is_told_to_the_script(open_page: Open, demos: SiteServer) -> None:
     page = open_page("relay/?room=c")
     wait_open(page)
-    with demos.connect("/relay/?room=c") as script:
+    with script_in(demos, "c") as script:
         for kind, payload in [("canvas", {}), ("grid", {"numColumns": 1000, "numRows": 1000}), ("toString", {})]:
             tell(script, kind, "spawn", "w", **payload)
             error = heard(script, "error")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +27,31 @@ def relay(request: pytest.FixtureRequest, krait_site: Serve) -> Callable[..., Cl
     site = krait_site(SITES / "relay" if alone else SITES)
 
     def connect(room: str = "") -> Client:
-        return site.connect(("/" if alone else "/relay/") + (f"?room={room}" if room else ""), timeout=PATIENCE)
+        return join(site, ("/" if alone else "/relay/") + (f"?room={room}" if room else ""))
 
     return connect
+
+
+_numbers = itertools.count()
+
+
+def join(site: SiteServer, path: str = "/") -> Client:
+    """A client that hears what is said from now on: its handler, which comes in, runs a little later than the 101."""
+    number = str(next(_numbers))
+    client = site.connect(path, headers={"X-Number": number}, timeout=PATIENCE)
+    eventually(lambda: number in members(), what="the client to come in")
+    return client
+
+
+def members() -> list[str | None]:
+    """The X-Number headers of those that are in a room."""
+    rooms = [room for room, _ in list(globals_of_the_relay()["rooms"]._rooms.values())]
+    return [peer.request.headers.get("X-Number") for room in rooms for peer in room.group.members()]
+
+
+def globals_of_the_relay() -> dict[str, Any]:
+    (module,) = [module for name, module in sys.modules.items() if name.endswith("._relay")]
+    return vars(module)
 
 
 def announcement(peer_id: str, role: str = "hero", status: str = "online", **changed: Any) -> str:
@@ -115,10 +139,10 @@ def test_component_stands_for_module(relay: Callable[..., Client]) -> None:
 )
 def test_a_wrong_message_is_dropped_and_the_connection_stays(krait_site: Serve, wrong: str | bytes) -> None:
     site = krait_site(SITES / "relay")
-    with site.connect("/") as one, site.connect("/") as two:
+    with join(site) as one, join(site) as two:
         one.send(wrong)
         expect_nothing_before(two, one)
-        with site.connect("/") as late:
+        with join(site) as late:
             expect_nothing_before(late, one)
 
 
@@ -151,7 +175,7 @@ def test_a_room_has_a_name_of_a_certain_size(krait_site: Serve) -> None:
 @pytest.mark.parametrize("end", ["close", "reset", "half_close"])
 def test_a_peer_that_is_lost_is_announced_offline_once(krait_site: Serve, end: str) -> None:
     site = krait_site(SITES / "relay")
-    with site.connect("/") as panel, site.connect("/") as other:
+    with join(site) as panel, join(site) as other:
         lost = RawClient(site.port, "/")
         lost.send_frame(1, announcement("script"))
         assert presence(panel) == ("script", "online")
@@ -164,7 +188,7 @@ def test_a_peer_that_is_lost_is_announced_offline_once(krait_site: Serve, end: s
         del expected["payload"]["timestamp"]
         assert offline == expected
         expect_nothing_before(panel, other)
-        with site.connect("/") as late:
+        with join(site) as late:
             expect_nothing_before(late, other)
 
 
@@ -224,7 +248,9 @@ def test_a_panel_that_reads_slowly_gets_every_command(krait_site: Serve) -> None
             script.send(command(f"{number} {filling}"))
             sent.append(number)
 
-    with RawClient(site.port, "/", receive_buffer=1 << 14) as panel, site.connect("/") as script:
+    headers = ("X-Number: raw",)
+    with RawClient(site.port, "/", headers=headers, receive_buffer=1 << 14) as panel, join(site) as script:
+        eventually(lambda: "raw" in members())
         sender = threading.Thread(target=send)
         sender.start()
         eventually(lambda: stands_still(lambda: len(sent)), what="the script to be held back")
@@ -248,7 +274,7 @@ def test_a_panel_that_never_reads_is_closed_and_the_room_goes_on(
 ) -> None:
     site = krait_site(SITES / "relay")
     text = command("x" * 100_000)
-    with site.connect("/") as script, site.connect("/") as panel:
+    with join(site) as script, join(site) as panel:
         expect_nothing_before(panel, script)
         monkeypatch.setitem(globals_of_the_relay(), "PATIENCE", 0.5)
         with RawClient(site.port, "/", receive_buffer=1 << 14):
@@ -261,23 +287,16 @@ def test_a_panel_that_never_reads_is_closed_and_the_room_goes_on(
             eventually(lambda: len(site.server.sessions) == 2, what="the end of the peer that does not read")
 
 
-def globals_of_the_relay() -> dict[str, Any]:
-    import sys
-
-    (module,) = [module for name, module in sys.modules.items() if name.endswith("._relay")]
-    return vars(module)
-
-
 def test_a_room_and_the_relay_have_an_end(krait_site: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     site = krait_site(SITES / "relay")
-    with site.connect("/") as one:
+    with join(site) as one:
         one.send(command("so that the relay is loaded"))
-        with site.connect("/") as two:
+        with join(site) as two:
             expect_nothing_before(two, one)
         monkeypatch.setitem(globals_of_the_relay(), "MAX_PEERS", 2)
         monkeypatch.setitem(globals_of_the_relay(), "MAX_ROOMS", 2)
         eventually(lambda: len(site.server.sessions) == 1)
-        with site.connect("/"), site.connect("/?room=other"):
+        with join(site), join(site, "/?room=other"):
             eventually(lambda: len(globals_of_the_relay()["rooms"]._rooms) == 2)
             with site.connect("/") as full:
                 assert full.expect_close(1013) == "the room is full"
