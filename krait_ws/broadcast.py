@@ -7,10 +7,12 @@ each compression setting among them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from krait_ws.controller import WebsocketsCtrlBase
 from krait_ws.protocol.deflate import deflate_shared
 from krait_ws.protocol.frames import BYTES_LIKE, encode_binary, encode_text, payload_of
+from krait_ws.session import Session, send_all
 
 
 def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | bytearray | memoryview) -> int:
@@ -47,11 +49,18 @@ def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | 
     size = len(payload_of(frame))
     compressed: dict[int, bytes] = {}
     queued = 0
+    # The loop is told when all is queued: it would take the interpreter from this thread, and back, with each frame.
+    told: dict[Any, list[Session]] = {}
     for controller in controllers:
         session = controller._krait
         own = frame
         if session.shared_window and size >= session.config.compress_threshold:
             own = compressed.get(session.shared_window) or deflate_shared(frame, session.shared_window)
             compressed[session.shared_window] = own
-        queued += session.outgoing.push(own, may_block=False)
+        is_queued, is_news = session.post(own)
+        queued += is_queued
+        if is_news:
+            told.setdefault(session.runtime, []).append(session)
+    for sessions in told.values():
+        send_all(sessions)
     return queued

@@ -289,6 +289,14 @@ class OutMailbox:
             self.on_output()
         return True
 
+    def post(self, frame: bytes) -> tuple[bool, bool]:
+        """As ``push`` that may not block, without ``on_output``. Returns whether the frame is queued, and whether the
+        caller must see to it that the loop is told."""
+        with self._lock:
+            if not self._closed and self._held is None and self._has_room_locked(len(frame)):
+                return True, self._append_locked(frame)
+        return self.push(frame, may_block=False), False
+
     def begin_stream(self) -> bool:
         """Begins a fragmented message; waits up to ``push_timeout`` for another one to end.
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krait_ws.session")
 
+_SENT_A_TURN = 64  # connections, when a message goes to many: the sockets have their turn in between
+
 _LAST_ANSWERS = 0.1
 """Seconds that a handler has to answer what came before a fault of its peer."""
 
@@ -88,6 +90,20 @@ class Runtime(Protocol):
 
 
 _HOOKS = ("on_start", "on_thread_start", "on_in_message", "on_in_message_internal", "on_stop")
+
+
+def send_all(sessions: list[Session]) -> None:
+    """Tells the loop once that all of these, of one server, have output. Thread: any."""
+    runtime = sessions[0]._runtime
+    assert runtime is not None
+
+    def send_some(start: int) -> None:
+        for session in sessions[start : start + _SENT_A_TURN]:
+            session._ask_to_send()
+        if start + _SENT_A_TURN < len(sessions):
+            runtime.call(partial(send_some, start + _SENT_A_TURN))
+
+    runtime.call(partial(send_some, 0))
 
 
 class Overrides:
@@ -358,6 +374,14 @@ class Session:
         # The mailbox holds pieces only where streams are asked for.
         return self._next_stream(self.incoming, timeout) if self.streams else self.incoming.pop(timeout)
 
+    def post(self, frame: bytes) -> tuple[bool, bool]:
+        """Queues a frame that ``send_all`` is to send; see ``OutMailbox.post``."""
+        queued, is_news = self.outgoing.post(frame)
+        if is_news and self._runtime is None:
+            self.outgoing.on_output()
+            is_news = False
+        return queued, is_news
+
     def push_stream(self, chunks: Iterator[Message]) -> bool:
         """See ``WebsocketsCtrlBase.push_out_message``."""
         return push_stream(self.outgoing, chunks, partial(self.end, INTERNAL_ERROR))
@@ -380,6 +404,11 @@ class Session:
                 return False  # its hook cannot wait for a slow consumer, so the producer waits
             return arrivals is None or not arrivals.is_full
         return arrivals is None or arrivals.put(messages, self._wake)
+
+    @property
+    def runtime(self) -> Runtime | None:
+        """The server's loop; ``None`` before it is accepted. Thread: any."""
+        return self._runtime
 
     @property
     def route(self) -> str:
