@@ -14,7 +14,7 @@ from krait_ws.mailbox import Pressure
 from krait_ws.patching import check_runs_on
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.rate import LimitedSession
-from krait_ws.session import Overrides, Session
+from krait_ws.session import Session, overrides_of
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
@@ -57,7 +57,7 @@ class WebsocketsCtrlBase:
     rate_policy: str = "wait"
 
     def __init__(self, use_in_message_queue: bool = True) -> None:
-        overrides = Overrides(type(self), WebsocketsCtrlBase)
+        overrides = overrides_of(type(self), WebsocketsCtrlBase)
         kind = Session if self.rate_limit is None else LimitedSession
         self._krait = kind(self, overrides, use_queue=use_in_message_queue)
 

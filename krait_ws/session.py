@@ -15,6 +15,7 @@ import contextvars
 import inspect
 import logging
 import secrets
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,13 +108,13 @@ def send_all(sessions: list[Session]) -> None:
 
 
 class Overrides:
-    """Which hooks a controller class has of its own. Decided once per session, read on every message.
+    """Which hooks a controller class has of its own. Decided once for a class (``overrides_of``).
 
     Raises:
         TypeError: A hook is ``async`` or a generator.
     """
 
-    __slots__ = ("delivers", "handles", "stops")
+    __slots__ = ("delivers", "handles", "hook", "stops")
 
     def __init__(self, controller_class: type, base: type) -> None:
         def own(name: str) -> bool:
@@ -129,7 +130,19 @@ class Overrides:
                 raise TypeError(f"{controller_class.__qualname__}.{name} must be a plain function: it may block")
         self.handles = own("on_thread_start")
         self.delivers = own("on_in_message") or own("on_in_message_internal")
+        self.hook = "on_in_message_internal" if own("on_in_message_internal") else "on_in_message"
         self.stops = own("on_stop")
+
+
+_overrides: weakref.WeakKeyDictionary[type, Overrides] = weakref.WeakKeyDictionary()
+
+
+def overrides_of(controller_class: type, base: type) -> Overrides:
+    """What a class overrides. Thread: any; at worst two threads find out the same."""
+    found = _overrides.get(controller_class)
+    if found is None:
+        found = _overrides[controller_class] = Overrides(controller_class, base)
+    return found
 
 
 class Session:
@@ -642,15 +655,16 @@ class Session:
         if self._rest:
             messages = [*self._rest, *messages]
             self._rest = ()
-        deliver: Callable[[Any], None] = self.controller.on_in_message_internal
         outgoing = self.outgoing
-        for number, message in enumerate(messages):
-            if self._ended:
-                return
-            if outgoing.frames and outgoing.is_congested:
-                self._rest = messages[number:]
-                return
-            deliver(message)
+        with self.in_lock:  # re-entrant, so that on_in_message_internal finds it taken: once for all of these
+            deliver: Callable[[Any], None] = getattr(self.controller, self._overrides.hook)
+            for number, message in enumerate(messages):
+                if self._ended:
+                    return
+                if outgoing.frames and outgoing.is_congested:
+                    self._rest = messages[number:]
+                    return
+                deliver(message)
 
     def _call_hook(self, hook: Callable[..., None], *arguments: Any) -> bool:
         """Calls user code. What it raises is logged once and ends the session with 1011; the peer learns no more."""

@@ -47,7 +47,7 @@ FLUSH_BUDGET = 4 * SEND_SIZE
 _COPY_BELOW = 4 * 1024  # bytes
 
 
-_OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State.OPEN, State.CLOSE_SENT, State.FAILED, State.CLOSED
+_OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State
 
 
 class Connection:
@@ -75,6 +75,7 @@ class Connection:
         "_reading",
         "_session",
         "_sock",
+        "_take",
         "_timer",
         "_unsent",
         "heard_at",
@@ -94,6 +95,7 @@ class Connection:
         self._descriptor = sock.fileno()
         self._session = session
         self._deflate = deflate
+        self._take = session.outgoing.take if deflate is None else self._take_compressed
         self._protocol = ProtocolState(session.config.max_message_size, deflate, streams=session.streams)
         self._parts: Sequence[bytes] = ()  # of a large message that is being compressed
         self._closing: tuple[int, str] | None = None
@@ -137,13 +139,18 @@ class Connection:
 
     def flush(self) -> None:
         """Sends what there is to send, up to a budget; the rest has its next turn soon."""
+        protocol = self._protocol
+        outgoing = self._session.outgoing
         budget = FLUSH_BUDGET
         while self._sock is not None and self._unsent is None:
-            chunk = self._next_chunk()
+            if protocol.owes or self._closing is not None or protocol.state is not _OPEN:
+                chunk = self._next_chunk()
+            else:
+                chunk = _joined(self._take(SEND_SIZE))
             if chunk:
                 self._send(chunk)
-            if not chunk or not self._has_more():
-                if not self._reading or self._protocol.state is _CLOSED:
+            if not chunk or not (outgoing.frames or protocol.owes or self._closing is not None or self._parts):
+                if not self._reading or protocol.state is _CLOSED:
                     self._all_sent()
                 return
             budget -= len(chunk) if self._deflate is None else SEND_SIZE  # compressing costs more than sending
@@ -278,40 +285,34 @@ class Connection:
     # ---- writing
 
     def _next_chunk(self) -> bytes:
+        """What is to be sent next while control frames are owed or the connection closes."""
         protocol = self._protocol
         control = protocol.take_control_frames() if protocol.owes else b""
         if protocol.state is not _OPEN and not protocol.may_send:
             return control
-        frames = self._session.outgoing.take(SEND_SIZE) if self._deflate is None else self._take_compressed()
+        frames = self._take(SEND_SIZE)
         if frames:
-            if control:
-                frames.insert(0, control)
-            return frames[0] if len(frames) == 1 else b"".join(frames)
+            return control + _joined(frames)
         if self._closing is not None:
             protocol.send_close(*self._closing)
             return control + protocol.take_control_frames()
         return control
 
-    def _take_compressed(self) -> list[bytes]:
+    def _take_compressed(self, size: int) -> list[bytes]:
         """Compresses what one turn has time for."""
         assert self._deflate is not None
         if self._parts:
             first, *self._parts = self._parts
             return [self._deflate.deflate(first)]
-        frames = self._session.outgoing.take(SEND_SIZE)
+        frames = self._session.outgoing.take(size)
         if len(frames) == 1:
             first, *self._parts = self._deflate.parts(frames[0])
             frames = [first]
         return [self._deflate.deflate(frame) for frame in frames]
 
-    def _has_more(self) -> bool:
-        return bool(self._session.outgoing.frames or self._closing is not None or self._protocol.owes or self._parts)
-
     def _send(self, chunk: bytes | memoryview) -> None:
         sock = self._sock
-        if sock is None:
-            return
-        was_stuck = self._unsent is not None
+        assert sock is not None
         try:
             sent = sock.send(chunk)
         except (BlockingIOError, InterruptedError):
@@ -320,8 +321,9 @@ class Connection:
             self._gone()
             return
         self._session.bytes_out += sent
+        was_stuck = self._unsent is not None
         is_stuck = sent < len(chunk)
-        if is_stuck is was_stuck is False:
+        if not is_stuck and not was_stuck:
             return
         if is_stuck:
             self._unsent = memoryview(chunk)[sent:]
@@ -374,3 +376,7 @@ class Connection:
             WRITE if self._unsent is not None else 0
         )
         self._loop.watch(self._descriptor, self, events)
+
+
+def _joined(frames: list[bytes]) -> bytes:
+    return frames[0] if len(frames) == 1 else b"".join(frames)

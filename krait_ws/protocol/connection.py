@@ -42,6 +42,9 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
+_OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State  # an attribute of an enumeration costs more than a global name
+
+
 class ProtocolState(MessageReader):
     """What the peer said and what we owe it.
 
@@ -54,7 +57,7 @@ class ProtocolState(MessageReader):
 
     def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
         super().__init__(max_message_size, deflate, streams=streams)
-        self.state = State.OPEN
+        self.state = _OPEN
         self.close_code: int | None = None
         self.close_reason = ""
         self.ping_payload: bytes | None = None  # of the ping that waits for its pong
@@ -69,18 +72,18 @@ class ProtocolState(MessageReader):
         """
         messages: list[Item] = []
         state = self.state
-        if state is State.CLOSED or state is State.FAILED:
+        if state is not _OPEN and state is not _CLOSE_SENT:
             return messages
         try:
             self.read_into(messages, data)
         except ProtocolError as error:
-            if self.state is State.OPEN:
+            if self.state is _OPEN:
                 self._set_close(error.code, error.reason)
-                self.state = State.FAILED
+                self.state = _FAILED
             else:
-                self.state = State.CLOSED
+                self.state = _CLOSED
             self.drop_held()
-        if state is State.CLOSE_SENT:
+        if state is _CLOSE_SENT:
             messages.clear()
         return messages
 
@@ -101,31 +104,31 @@ class ProtocolState(MessageReader):
         Raises:
             ValueError: The code may not be sent or the reason is too long.
         """
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._owe_close(encode_close(code, reason))
             self._set_close(code, reason)
-            self.state = State.CLOSE_SENT
-        elif self.state is State.FAILED:
+            self.state = _CLOSE_SENT
+        elif self.state is _FAILED:
             self._owe_close(encode_close(code, reason))
-            self.state = State.CLOSED
+            self.state = _CLOSED
 
     @property
     def may_send(self) -> bool:
         """Whether data may be sent: no close frame has gone or come."""
-        return self.state is State.OPEN or self.state is State.FAILED
+        return self.state is _OPEN or self.state is _FAILED
 
     def end_of_stream(self) -> None:
         """TCP has ended, in whatever way."""
         if self.close_code is None:
             self._set_close(ABNORMAL, "")
-        self.state = State.CLOSED
+        self.state = _CLOSED
 
     def send_ping(self, payload: bytes) -> None:
         """Sends a ping; ``ping_payload`` is its payload until the pong that answers it has come (section 5.5.3).
 
         While one is on its way no other is sent: its pong answers both.
         """
-        if self.state is State.OPEN and self.ping_payload is None:
+        if self.state is _OPEN and self.ping_payload is None:
             self.ping_payload = payload
             self._owe(encode_control(PING, payload))
 
@@ -139,7 +142,7 @@ class ProtocolState(MessageReader):
         return frames
 
     def _owe_pong(self, payload: bytes) -> None:
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._owe(encode_control(PONG, payload))
 
     def _owe(self, frame: bytes) -> None:
@@ -152,10 +155,10 @@ class ProtocolState(MessageReader):
 
     def _receive_close(self, payload: bytes) -> None:
         code, reason = decode_close(payload)
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             self._set_close(code, reason)
             self._owe_close(encode_control(CLOSE, payload[:2]))  # the echo carries the code (section 5.5.1)
-        self.state = State.CLOSED
+        self.state = _CLOSED
 
     def _owe_close(self, frame: bytes) -> None:
         self._close_frame = frame
