@@ -50,6 +50,7 @@ class Load:
         self.received = self.received_bytes = 0
         self.refills = not plan.rate and not plan.is_push
         self._links: dict[int, Link] = {}
+        self._rotation: list[Link] = []  # whose turn it is to send, with a rate
         self._pending = 0  # handshakes that have begun and not ended
         self._started = 0
 
@@ -60,8 +61,8 @@ class Load:
             progress: Called four times a second with a line for a person.
         """
         self._progress = progress
-        self._since = self._cpu = 0.0
-        self._ended: tuple[float, float] | None = None
+        self._since = self._cpu = self._seconds = 0.0
+        self._count = self._bytes = 0
         interrupted = False
         gc.disable()  # a collection would show as a latency of the server
         try:
@@ -78,11 +79,17 @@ class Load:
             self.poller.close()
         if not self.received and not self.errors and not interrupted:
             self.errors["silent: nothing was received"] += 1
-        seconds, cpu = self._ended or (0.0, 0.0)
         return Result(
-            plan=self.plan, seconds=seconds, cpu_seconds=cpu, messages=self._count, latencies=self.latencies,
-            payload_bytes=self._bytes, handshakes=self.handshakes, errors=self.errors, is_interrupted=interrupted,
-        )  # fmt: skip
+            plan=self.plan,
+            seconds=self._seconds,
+            cpu_seconds=self._cpu,
+            messages=self._count,
+            payload_bytes=self._bytes,
+            latencies=self.latencies,
+            handshakes=self.handshakes,
+            errors=self.errors,
+            is_interrupted=interrupted,
+        )
 
     def opened(self, link: Link, now: float) -> None:
         """Called by a link whose handshake is done."""
@@ -98,6 +105,7 @@ class Load:
         """Called by a link that ends."""
         self._pending -= not link.is_open
         self._links.pop(link.fd, None)
+        self._rotation = []
 
     # ---- phases
 
@@ -141,24 +149,24 @@ class Load:
         self._end()
 
     def _send_due(self, scheduled: int, elapsed: float) -> int:
-        """Sends what the schedule asks for by now; a late message counts from when it was due."""
-        links = [link for link in self._links.values() if link.is_open]
+        """Sends what the schedule asks for by now, in turn on every connection; a message that is late counts from when
+        it was due."""
         due = int(elapsed * self.plan.rate) + 1
-        for number in range(scheduled, due if links else scheduled):
-            link = links[number % len(links)]
-            if link.fd >= 0:
-                link.send(1, self._since + number / self.plan.rate)
+        for number in range(scheduled, due):
+            if not self._rotation:  # at the beginning, and when a connection is lost
+                self._rotation = list(self._links.values())
+                if not self._rotation:
+                    break
+            self._rotation[number % len(self._rotation)].send(1, self._since + number / self.plan.rate)
         return due
 
     def _end(self) -> None:
         """The end of what is measured."""
-        if self._ended is None and self._since:
-            self._ended = (perf_counter() - self._since, time.process_time() - self._cpu)
         self.refills = False
-        self._count = self.received if self._since else 0
-        self._bytes = (
-            (self.received_bytes if self.plan.is_push else self.received * self.plan.size) if self._count else 0
-        )
+        if self._since and not self._seconds:
+            self._seconds, self._cpu = perf_counter() - self._since, time.process_time() - self._cpu
+            self._count = self.received
+            self._bytes = self.received_bytes if self.plan.is_push else self.received * self.plan.size
 
     def _drain(self) -> None:
         """Every message that was sent must come back, and every close frame be answered."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from krait_ws.bench.report import Result, duration
 from krait_ws.errors import ConfigError
 from krait_ws.testing import SiteServer
 from tests.commands.support import PATIENCE, Peer, server, server_frame
+from tests.operations.conftest import Certificate
 
 Serve = Callable[..., SiteServer]
 
@@ -89,6 +93,20 @@ def test_a_push_url_is_only_listened_to(krait_site: Serve, tmp_path: Path) -> No
 
 def test_a_push_url_that_says_nothing_has_failed(krait_site: Serve) -> None:
     assert load(f"{krait_site(SITE).url}/loop", is_push=True).errors == {"silent: nothing was received": 1}
+
+
+def test_wss(krait_site: Serve, certificate: Certificate) -> None:
+    site = krait_site(SITE, **certificate.settings)
+    url = f"wss://localhost:{site.port}/loop"
+    result = load(url, tls=certificate.context(), in_flight=4, size=40_000)
+    assert result.errors == Counter()
+    assert result.messages > 10
+    done = run(url, "-c", "2", "-d", "0.3")
+    assert done.returncode == 1
+    assert "error: 2 × refused: TLS: " in done.stdout
+    assert "(--insecure does not check)" in done.stdout
+    done = run(url, "-c", "2", "-d", "0.3", "--insecure")
+    assert done.returncode == 0, done.stdout
 
 
 def test_headers_and_subprotocol_are_sent() -> None:
@@ -425,6 +443,22 @@ def test_the_command_prints_json(krait_site: Serve) -> None:
     assert found["errors"] == {}
     assert found["messages"] > 0
     assert found["messages_per_second"] == pytest.approx(found["messages"] / found["seconds"], rel=0.01)
+
+
+def test_progress_is_shown_on_a_terminal(krait_site: Serve) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "1.5"), stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # the terminal's other end is closed
+            while data := os.read(ours, 4096):
+                seen += data
+        assert process.wait(PATIENCE) == 0
+    os.close(ours)
+    assert re.search(rb"running: 2 connections, [1-9][0-9,]* messages/s, [01] of 1.5 s", seen), seen
+    assert seen.endswith(b"\r\x1b[K")  # nothing of it stays
 
 
 def test_a_failure_is_exit_code_1() -> None:

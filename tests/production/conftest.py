@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from tests.docs.test_docs import ROOT, Document
-from tests.operations.conftest import Certificate, certificate, certificates  # noqa: F401 - fixtures
+from tests.operations.conftest import certificate, certificates
+
+__all__ = ["certificate", "certificates"]
 
 PATIENCE = 30.0
 SITE = {
