@@ -84,6 +84,7 @@ class Supervisor:
         self._inbox = Inbox()
         self._is_interrupted = False
         self._feed: Feed | None = None
+        self._next: Feed | None = None  # on its way when the connection that it was to replace was lost
         self._replay: Quiet | None = None  # while SYNCING
         self._takeover: Takeover | None = None
         self._renew_at = float("inf")
@@ -98,6 +99,8 @@ class Supervisor:
             return None
         finally:
             self._leave_connections()
+            if self._next is not None:
+                self._next.abort()
 
     def interrupt(self) -> None:
         """Ends ``run``. Thread: any."""
@@ -114,16 +117,18 @@ class Supervisor:
                 if time.monotonic() - started_at >= self._plan.backoff.stable_after:
                     failures = 0
                 self._callbacks.become(self._state, Status.LOST_CONNECTION, error)
-            delay = self._delay(failures, error)
+            delay = self._delay(failures, error) if self._next is None else 0.0
             if delay is None:
                 return error
             failures += 1
             self._callbacks.become(self._state, Status.RECONNECTING, error)
-            self._take(time.monotonic() + delay)  # nobody fills the inbox: this sleeps, or stops
+            if self._next is None:
+                self._take(time.monotonic() + delay)  # nobody fills the inbox: this sleeps, or is interrupted
 
     def _live(self) -> ClientError:
         """One connection, and those that take over from it. Returns why it is over or was never open."""
-        self._feed = feed = self._new_feed()
+        self._feed = feed = self._next or self._new_feed()
+        self._next = None
         opened = self._take(feed.give_up_at)
         if isinstance(opened, Ended):
             return opened.error
@@ -191,7 +196,10 @@ class Supervisor:
                 takeover.old_brings(item)
             self._deliver(item)
         elif isinstance(item, Ended):
-            if takeover is None or not takeover.is_open:
+            if takeover is None:
+                return item.error
+            if not takeover.is_open:
+                self._takeover, self._next = None, takeover.successor
                 return item.error
             if takeover.is_settled:
                 self._switch(takeover, item.at)

@@ -27,6 +27,7 @@ class Hub:
         self.replay: list[str] = []
         self.token: str | None = None  # that is asked for; None asks for none
         self.refusals: list[int] = []  # statuses of the next answers to upgrades
+        self.only_one = False  # a newcomer makes the others go
         self.seen: list[str] = []  # Authorization headers
         self.received: list[str | bytes] = []
         self._members: dict[Any, tuple[Callable[[str], Any], Callable[[int, str], Any]]] = {}
@@ -53,6 +54,9 @@ class Hub:
         with self._lock:
             for message in self.replay:
                 send(message)
+            if self.only_one:
+                for _, close_other in self._members.values():
+                    close_other(4409, "only one of you")
             self._members[member] = (send, close)
 
     def leave(self, member: Any) -> None:
