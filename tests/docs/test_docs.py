@@ -33,6 +33,7 @@ from websockets.sync.client import connect
 
 import krait_ws
 import krait_ws.auth
+import krait_ws.client
 import krait_ws.errors
 import krait_ws.groups
 import krait_ws.testing
@@ -261,6 +262,13 @@ def talk_to_switches(site: SiteServer) -> None:
             other.expect('{"lamp": "hall", "on": true}')
 
 
+def talk_to_questions(site: SiteServer) -> None:
+    with site.connect("/questions") as client:
+        client.send("2")
+        for answer in ("1", "2", "end"):
+            client.expect(answer)
+
+
 CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/account": talk_to_account,
     "/chat": talk_to_chat,
@@ -273,6 +281,7 @@ CONVERSATIONS: dict[str, Callable[[SiteServer], None]] = {
     "/lamps": talk_to_lamps,
     "/lobby": talk_to_lobby,
     "/price": talk_to_price,
+    "/questions": talk_to_questions,
     "/switches": talk_to_switches,
     "/vote": talk_to_vote,
 }
@@ -459,6 +468,29 @@ def test_the_reference_names_the_whole_contract() -> None:
     assert {"push_out_message", "Refused", "HandshakeError", "origin", "expect_close"} <= contract
     words = set(re.findall(r"\w+", text))
     assert contract - words == set()
+
+
+def test_the_page_of_the_clients_names_what_they_have() -> None:
+    text = document("docs/clients.md").text
+    owners = [krait_ws.client.Connection, krait_ws.client.Pool, krait_ws.client.Transport, krait_ws.client.Link]
+    options = {name for owner in owners for name in inspect.signature(owner).parameters} - {"websocket"}
+    contract = set(krait_ws.client.__all__) | own_members(owners) | options
+    assert {"drain_condition", "PoolStats", "warm_up", "open_timeout"} <= contract
+    assert contract - set(re.findall(r"\w+", text)) == set()
+
+
+def test_the_tree_of_the_clients_errors_is_that_of_the_code() -> None:
+    (tree,) = (block.text for block in document("docs/clients.md").blocks if "── ClientError" in block.text)
+    shown = set(re.findall(r"    [├└]── (\w+)", tree))
+    errors = {name: error for name, error in vars(krait_ws.client).items() if inspect.isclass(error)}
+    assert shown == {
+        name
+        for name, error in errors.items()
+        if issubclass(error, krait_ws.client.ClientError) and name != "ClientError"
+    }
+    assert {name for name in shown if issubclass(errors[name], TimeoutError)} == set(
+        re.findall(r"(\w+)[^\n]*; a TimeoutError too", tree)
+    )
 
 
 def test_the_error_tree_is_that_of_the_code() -> None:
