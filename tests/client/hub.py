@@ -83,7 +83,7 @@ class Hub:
 
 
 @contextlib.contextmanager
-def krait_hub(folder: Path) -> Iterator[Hub]:
+def krait_hub(folder: Path, **settings: Any) -> Iterator[Hub]:
     hub = Hub()
 
     class Member(WebsocketsCtrlBase):
@@ -98,7 +98,7 @@ def krait_hub(folder: Path) -> Iterator[Hub]:
         return WebsocketsResponse(Member()) if status == 101 else krait_ws.Response("no", status=status)
 
     (folder / "events.py").write_text(route(websocket))
-    with SiteServer(folder) as site:
+    with SiteServer(folder, **settings) as site:
         hub.port = site.port
         yield hub
 

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,11 +28,12 @@ from krait_ws.client import (
     Status,
     Transport,
 )
-from tests.client.hub import Hub
+from tests.client.hub import Hub, krait_hub
 from tests.client.proxy import Proxy
 from tests.client.servers import websockets_serve
 from tests.helpers import Task, until
 from tests.integration.support import native_threads, open_descriptors
+from tests.operations.conftest import make_certificate
 
 FRESH = [Status.INITIALIZING, Status.SYNCING, Status.CONNECTED]
 AGAIN = [Status.LOST_CONNECTION, Status.RECONNECTING, Status.SYNCING, Status.CONNECTED]
@@ -475,6 +477,27 @@ def test_delays_grow_until_a_connection_was_stable(hub: Hub) -> None:
         hub.kick()
         stream.came_back(4)
     assert asked == [0, 1, 2, 0]
+
+
+def test_over_tls_it_comes_back_and_goes_on_to_check_the_certificate(tmp_path: Path, leaves_nothing: None) -> None:
+    """pyControl4 may never come back when the caller's session verifies certificates."""
+    certificate = make_certificate(tmp_path, "first")
+    other = make_certificate(tmp_path, "second")
+    (tmp_path / "site").mkdir()
+    with krait_hub(tmp_path / "site", **certificate.settings) as hub, Proxy(hub.port) as faults:
+        url = faults.url("/events", "wss")
+        with Watched(url, {"ssl": certificate.context()}, renew_every=0.3) as stream:
+            stream.wait_connected(10)
+            faults.cut()
+            stream.came_back()
+            until(lambda: len(hub.seen) >= 4, "two renewals")
+            hub.publish("live")
+            until(lambda: "live" in stream.messages, "the event")
+        seen = len(hub.seen)
+        with Watched(url, {"ssl": other.context()}) as stream:
+            stream.until(Status.RECONNECTING)
+            assert "certificate verify failed" in str(stream.error)
+        assert len(hub.seen) == seen
 
 
 # ---- giving up
