@@ -1,0 +1,240 @@
+"""Workers, signals and restarts under a load, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+from tests.integration.support import PATIENCE, TEXT, RawClient, eventually, write_site
+from tests.operations.support import (
+    FILES,
+    Processes,
+    Score,
+    keep_connecting,
+    keep_talking,
+    serve_command,
+)
+
+Start = Callable[..., Processes]
+CLIENTS = 1000
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Processes] = []
+
+    def start(*arguments: str, **environment: str) -> Processes:
+        processes = Processes(serve_command(tmp_path, *arguments), tmp_path / f"log-{len(started)}", **environment)
+        started.append(processes)
+        processes.read_port()
+        return processes
+
+    yield start
+    for processes in started:
+        processes.kill()
+
+
+async def with_load(server: Processes, clients: int, events: Callable[[Score, Score], None]) -> tuple[Score, Score]:
+    """Runs ``events`` in a thread while clients talk and others connect."""
+    over = asyncio.Event()
+    talking, connecting = Score(), Score()
+    tasks = [asyncio.create_task(keep_talking(server.url + "/echo", talking, over)) for _ in range(clients)]
+    try:
+        while talking.connected < clients:  # the caller has a time limit
+            await asyncio.sleep(0.05)
+        tasks += [asyncio.create_task(keep_connecting(server.url + "/echo", connecting, over)) for _ in range(3)]
+        await asyncio.to_thread(events, talking, connecting)
+    finally:
+        over.set()
+    await asyncio.gather(*tasks)
+    return talking, connecting
+
+
+def test_under_a_thousand_connections_a_worker_dies_then_all_are_replaced_then_it_ends(start: Start) -> None:
+    server = start("--workers", "2")
+    server.wait_for_workers(2)
+    report: dict[str, object] = {}
+
+    def dies(talking: Score, connecting: Score) -> None:
+        first = server.workers()
+        os.kill(first[0], signal.SIGKILL)
+        eventually(lambda: talking.codes[1006] > 0, what="cut connections")
+        eventually(lambda: len(server.workers()) == 2 and first[0] not in server.workers(), what="a new worker")
+        before = connecting.connected
+        eventually(lambda: connecting.connected > before + 100, what="connections after the death")
+        report["killed"] = (dict(talking.codes), dict(connecting.codes), dict(connecting.failed))
+        assert 0 < talking.codes[1006] < CLIENTS, "only those of the dead worker are cut"
+        assert set(talking.codes) == {1006}
+        # An attempt that the dead worker had accepted is lost with it; nothing else is.
+        assert sum(connecting.failed.values()) + connecting.codes[1006] <= 6, connecting
+
+    talking, _ = asyncio.run(asyncio.wait_for(with_load(server, CLIENTS, dies), 100))
+    survived = CLIENTS - talking.codes[1006]
+    assert survived >= CLIENTS // 10
+
+    def restarts(talking: Score, connecting: Score) -> None:
+        old = set(server.workers())
+        server.signal(signal.SIGHUP)
+        eventually(lambda: sum(talking.codes.values()) == CLIENTS, what="every old connection is closed")
+        eventually(lambda: len(server.workers()) == 2 and not old & set(server.workers()), what="new workers")
+        report["SIGHUP"] = (dict(talking.codes), dict(connecting.codes), dict(connecting.failed), connecting.longest)
+
+    talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, CLIENTS, restarts), 100))
+    assert talking.codes == {1012: CLIENTS}, report
+    assert not connecting.failed, report
+    assert set(connecting.codes) <= {1012}, report
+
+    def ends(talking: Score, connecting: Score) -> None:
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        eventually(lambda: sum(talking.codes.values()) == CLIENTS, what="every connection is closed")
+        report["SIGTERM"] = (dict(talking.codes), time.monotonic() - began)
+
+    talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, CLIENTS, ends), 100))
+    assert talking.codes == {1001: CLIENTS}, report
+    assert set(connecting.codes) <= {1001}, report
+    assert all("503" in kind or "Refused" in kind or "refused" in kind for kind in connecting.failed), connecting
+    assert server.wait() == 0
+    print(report)
+
+
+def test_one_process_restarts_on_sighup_and_refuses_nobody(start: Start) -> None:
+    server = start()
+
+    def restarts(talking: Score, connecting: Score) -> None:
+        server.signal(signal.SIGHUP)
+        eventually(lambda: talking.codes[1012] == 100, what="the old server's connections are closed")
+        before = connecting.connected
+        eventually(lambda: connecting.connected > before + 50, what="connections to the new one")
+
+    talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, 100, restarts), 100))
+    assert talking.codes == {1012: 100}
+    assert not connecting.failed
+    assert set(connecting.codes) <= {1012}
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "Traceback" not in server.log
+
+
+def test_sighup_serves_the_site_as_it_is_now(start: Start, tmp_path: Path) -> None:
+    server = start()
+    site = tmp_path / "site"
+    write_site(site, {"_shared.py": "value = 'old'\n", "value.py": "import krait_ws, _shared\n"
+                      "def http(request):\n    return krait_ws.Response(_shared.value)\n"})  # fmt: skip
+
+    def value() -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/value", timeout=PATIENCE) as answer:
+            body: bytes = answer.read()
+            return body
+
+    for text in (b"first", b"second value", b"the third value"):
+        (site / "_shared.py").write_text(f"value = {text.decode()!r}\n")
+        server.signal(signal.SIGHUP)
+        eventually(lambda text=text: value() == text, what="the new text")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_with_a_broken_certificate_changes_nothing(start: Start, tmp_path: Path, workers: str) -> None:
+    from tests.operations.conftest import make_certificate
+
+    first = make_certificate(tmp_path, "first")
+    server = start("--workers", workers, "--tls-cert", str(first.cert), "--tls-key", str(first.key))
+    url = f"wss://localhost:{server.port}/echo"
+
+    def echoes(context_of: object) -> bool:
+        with connect(url, ssl=context_of, proxy=None, legacy=True) as client:  # type: ignore[call-arg,arg-type]
+            client.send("x")
+            return client.recv(PATIENCE) == "x"
+
+    trusted = first.context()
+    assert echoes(trusted)
+    good = first.cert.read_bytes(), first.key.read_bytes()
+    first.cert.write_text("no certificate")
+    server.signal(signal.SIGHUP)
+    eventually(lambda: "cannot restart" in server.log, what="the refusal")
+    assert echoes(trusted)
+    second = make_certificate(tmp_path, "second")
+    first.cert.write_bytes(second.cert.read_bytes())
+    first.key.write_bytes(second.key.read_bytes())
+    assert good[0] != first.cert.read_bytes()
+    server.signal(signal.SIGHUP)
+
+    def is_new() -> bool:
+        try:
+            return echoes(second.context())
+        except OSError:  # still the first one's
+            return False
+
+    eventually(is_new, what="the new certificate")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_stuck_handler_does_not_stop_a_drain(start: Start, workers: str) -> None:
+    server = start("--workers", workers, "--drain-timeout", "1")
+    with RawClient(server.port, "/stuck") as stuck, RawClient(server.port, "/echo") as echo:
+        stuck.expect("started")
+        began = time.monotonic()
+        server.signal(signal.SIGTERM)
+        stuck.expect_close(1001)
+        echo.expect_close(1001)
+        assert server.wait(10) == 0
+        assert time.monotonic() - began < 6
+    assert server.log.count("abandoned") == 1, server.log
+    assert "NeverStops" in server.log
+    assert "never_returns" in server.log
+
+
+def test_a_second_signal_ends_all_workers_now(start: Start) -> None:
+    server = start("--workers", "2", "--drain-timeout", "1000")
+    with RawClient(server.port, "/stuck") as stuck:
+        stuck.expect("started")
+        workers = server.wait_for_workers(2)
+        server.signal(signal.SIGINT)
+        stuck.expect_close(1001)
+        server.signal(signal.SIGINT)
+        server.wait(10)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_blocking_controllers_are_no_dead_worker(tmp_path: Path) -> None:
+    """gunicorn's own command, its configuration file, and a time limit shorter than what the controllers block."""
+    write_site(tmp_path / "site", FILES)
+    (tmp_path / "conf.py").write_text(
+        "bind = '127.0.0.1:0'\nworkers = 2\ntimeout = 2\nworker_class = 'krait_ws.gunicorn.Worker'\n"
+    )
+    command = [sys.executable, "-m", "gunicorn", "-c", str(tmp_path / "conf.py")]
+    application = f"krait_ws.gunicorn:site({str(tmp_path / 'site')!r}, max_connections=50)"
+    server = Processes([*command, application], tmp_path / "log")
+    try:
+        eventually(lambda: "Listening at: http://127.0.0.1:" in server.log, what="gunicorn listens")
+        server.port = int(server.log.partition("Listening at: http://127.0.0.1:")[2].split()[0])
+        workers = server.wait_for_workers(2)
+        clients = [RawClient(server.port, "/blocks") for _ in range(10)]
+        for client in clients:
+            client.expect("slept")
+        assert server.workers() == workers
+        server.signal(signal.SIGHUP)
+        for client in clients:
+            client.expect_close(1012)
+            client.close()
+        eventually(lambda: not set(workers) & set(server.workers()), what="new workers")
+        server.wait_for_workers(2)
+        with RawClient(server.port, "/echo") as client:
+            client.send_frame(TEXT, "hello")
+            client.expect("hello")
+            server.signal(signal.SIGTERM)
+            client.expect_close(1001)
+        assert server.wait() == 0
+        assert "TIMEOUT" not in server.log
+        assert "Traceback" not in server.log
+    finally:
+        server.kill()
