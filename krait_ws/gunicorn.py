@@ -129,8 +129,8 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         self._server = Server(app.root, self._config(app.config), listener=listener, workers=Worker._folder)
         self._server.start()
         heartbeat = gevent.spawn(self._beat)
-        if not self.alive:
-            self._server.request_stop()
+        if not self.alive:  # SIGTERM came while the site was loaded
+            self._drain()
         self._server.serve_forever()
         heartbeat.kill()
         self.log.info("Worker exiting (pid: %s)", self.pid)
@@ -173,6 +173,9 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         self.alive = False
         if self._server is not None and not self._server.is_stopping:
             assert Worker._generation is not None
+            self.sockets[
+                0
+            ].sock.close()  # the server has one of its own; while any is open, attempts to connect queue up
             self._server.request_stop(restarts=_read(Worker._generation) != self._own_generation)
 
     def _quit(self) -> None:

@@ -46,8 +46,8 @@ def drain(
         del left[:size]
         if left:
             gevent.sleep(random.uniform(0.5, 1.5) * _PAUSE)
-    deadline = min(deadline, monotonic() + patience + _REPORT_DELAY)
-    while (is_busy() or any(True for _ in sessions())) and monotonic() < deadline:
+    handlers_deadline = min(deadline, monotonic() + patience + _REPORT_DELAY)
+    while (is_busy() and monotonic() < deadline) or (any(True for _ in sessions()) and monotonic() < handlers_deadline):
         gevent.sleep(_LOOK_EVERY)
     for session in list(sessions()):
         session.give_up()
