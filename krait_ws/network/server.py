@@ -336,7 +336,7 @@ class Server:
 
         Called by: the handler.
         """
-        if self._stopping:
+        if self._stopping and self._going_away[0] == GOING_AWAY:  # else it is accepted, and told to come again by 1012
             self.counters.refused("draining")
             return Response(
                 "The server is going away.\n", status=503, headers={"Connection": "close", "Retry-After": "1"}
