@@ -72,7 +72,8 @@ class EventStream:
         sync_max: Seconds after which the replay is over in any case.
         stale_after: Seconds without a message after which the connection counts as lost, for servers with a heartbeat;
             ``None`` leaves it to the transport's pings.
-        renew_every: Seconds after which a fresh connection with fresh credentials takes over; ``None`` never does.
+        renew_every: Seconds after which a fresh connection with fresh credentials takes over; ``None`` never does. A
+            takeover is finished before the next begins, so less than three ``sync_max`` is of no use.
         identity: What tells two events apart during a takeover, made of a message; by default the message itself.
             ``None`` from it says that the message is no event. It must not block.
 

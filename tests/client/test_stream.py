@@ -486,7 +486,7 @@ def test_over_tls_it_comes_back_and_goes_on_to_check_the_certificate(tmp_path: P
     (tmp_path / "site").mkdir()
     with krait_hub(tmp_path / "site", **certificate.settings) as hub, Proxy(hub.port) as faults:
         url = faults.url("/events", "wss")
-        with Watched(url, {"ssl": certificate.context()}, renew_every=0.3) as stream:
+        with Watched(url, {"ssl": certificate.context()}, renew_every=0.2, sync_max=0.2) as stream:
             stream.wait_connected(10)
             faults.cut()
             stream.came_back()
