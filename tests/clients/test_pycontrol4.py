@@ -215,7 +215,7 @@ def test_comes_back_with_the_same_token_after_a_restart(
     follow(program, token, 5)
     started = time.monotonic()
     site.close()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 8
     program.wait_for("disconnected")
     serve(site.port)
     program.wait_for("connected")
@@ -241,7 +241,7 @@ def test_a_new_token_takes_the_place_of_the_old_connection(
 def test_ends_cleanly(start: Callable[[], Program], site: SiteServer, token: str) -> None:
     program = start()
     follow(program, token, 5)
-    assert do(program, "disconnect")["seconds"] < 5
+    assert do(program, "disconnect")["seconds"] < 10
     eventually(lambda: not site.server.sessions, what="the end of the connection")
     assert not globals_of("_client")["clients"]._clients
     assert program.finish() == 0
