@@ -22,6 +22,7 @@ from tests.integration.support import (
     RawClient,
     close_frame,
     eventually,
+    http_exchange,
     raw_get,
     upgrade_request,
 )
@@ -267,6 +268,19 @@ def test_a_line_for_each_request_and_each_connection(serve_files: Serve, log: Lo
     assert [(one["connection"], one["route"], one["controller"], one["mood"], one["level"]) for one in own] == [
         (one["connection"], "/room/[name]", "Echo", "fine", "warning") for one in opened
     ]
+
+
+@pytest.mark.parametrize("log_format", ["json"], indirect=True)
+def test_a_request_that_cannot_be_read_is_not_taken_for_the_one_before(serve_files: Serve, log: Log) -> None:
+    site = serve_files({"page.txt": "text"})
+    answers = http_exchange(
+        site.port, b"GET /page.txt HTTP/1.1\r\nHost: x\r\n\r\nGET /page.txt HTTP/1.1\r\nno field\r\n\r\n"
+    )
+    assert [answer.status for answer in answers] == [200, 400]
+    first, second = eventually(lambda: len(log.events("request")) == 2 and log.events("request"))
+    assert (first["target"], first["status"]) == ("/page.txt", 200)
+    assert (second["method"], second["target"], second["status"]) == ("-", "-", 400)
+    assert second["error"] == "a header field cannot be read"
 
 
 @pytest.mark.parametrize("log_format", ["text"], indirect=True)
