@@ -6,6 +6,7 @@ Comes in: a plan. Goes out: a ``Result``. One thread; nothing in it waits but th
 from __future__ import annotations
 
 import gc
+import math
 import resource
 import select
 import socket
@@ -137,6 +138,7 @@ class Load:
         scheduled = 0
         for elapsed in self._ticks("running"):
             if elapsed >= self.plan.seconds or not self._links:
+                self._send_due(scheduled, self.plan.seconds)  # the schedule is kept to its end
                 break
             wait = min(_TICK, self.plan.seconds - elapsed)
             if self.plan.rate:
@@ -151,7 +153,7 @@ class Load:
     def _send_due(self, scheduled: int, elapsed: float) -> int:
         """Sends what the schedule asks for by now, in turn on every connection; a message that is late counts from when
         it was due."""
-        due = int(elapsed * self.plan.rate) + 1
+        due = math.ceil(min(elapsed, self.plan.seconds) * self.plan.rate)
         for number in range(scheduled, due):
             if not self._rotation:  # at the beginning, and when a connection is lost
                 self._rotation = list(self._links.values())

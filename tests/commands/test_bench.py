@@ -335,6 +335,7 @@ def test_one_bad_connection_leaves_the_others_alone() -> None:
             number = next(numbers)
         peer.accept()
         if number == 1:
+            peer.frame()  # unread, it would be a reset
             return
         peer.echoes(lambda payload: server_frame(0x81, payload))
 
@@ -364,9 +365,10 @@ def test_a_rate_counts_the_time_that_messages_had_to_wait_for_the_server() -> No
         result = load(url, connections=1, seconds=1, rate=200)
     assert result.errors == Counter()
     late = sum(count for micros, count in result.latencies.counts() if micros > 100_000)
-    assert 50 <= late <= 130  # those due in 400 ms of the 500; one in a closed loop
-    total = sum(count for _, count in result.latencies.counts())
-    assert 195 <= total <= 205
+    assert late >= 50  # those due in 400 ms of the 500; it would be one in a closed loop
+    assert (
+        sum(count for _, count in result.latencies.counts()) == 200
+    )  # what the schedule has, whatever the server does
 
 
 # ---- figures

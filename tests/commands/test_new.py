@@ -30,17 +30,24 @@ def made(tmp_path: Path) -> Path:
 def test_it_says_what_it_wrote_and_what_to_do(tmp_path: Path) -> None:
     done = run("krait_ws", "new", "room", folder=tmp_path)
     written = [line.removeprefix("wrote ") for line in done.stdout.splitlines() if line.startswith("wrote ")]
-    assert written == ["room/_room.py", "room/index.html", "room/socket.py", "room/_tests/test_room.py"]
+    assert written == ["room/_room.py", "room/index.html", "room/live.py", "room/_tests/test_room.py"]
     assert sorted(written) == sorted(
         str(file.relative_to(tmp_path)) for file in (tmp_path / "room").rglob("*") if file.is_file()
     )
     assert "krait-ws serve room" in done.stdout
 
 
-def test_it_passes_its_own_test(made: Path) -> None:
-    done = run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(made), folder=made.parents[1])
+@pytest.mark.parametrize("inside", [False, True], ids=["from outside", "in the folder"])
+def test_it_passes_its_own_test(made: Path, inside: bool) -> None:
+    """Failed in the folder: a script socket.py stood there before Python's own socket."""
+    folder = made if inside else made.parents[1]
+    done = run("pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(made), folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+def test_no_file_has_the_name_of_a_module_of_python(made: Path) -> None:
+    assert not {file.stem for file in made.rglob("*.py")} & set(sys.stdlib_module_names)
 
 
 def test_it_passes_the_linter_of_this_project(made: Path) -> None:
@@ -51,7 +58,7 @@ def test_it_passes_the_linter_of_this_project(made: Path) -> None:
 
 def test_its_routes(made: Path) -> None:
     done = run("krait_ws", "routes", str(made), folder=made)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["/", "/socket"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["/", "/live"]
 
 
 @pytest.mark.parametrize("name", ["full", "file"])
