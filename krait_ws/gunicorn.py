@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gevent
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker as _BaseWorker
 
 from krait_ws.config import Config
@@ -126,7 +127,10 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         self._adopt_logs()
         listener: socket.socket = self.sockets[0].sock
         listener.setblocking(False)
-        self._server = Server(app.root, self._config(app.config), listener=listener, workers=Worker._folder)
+        try:
+            self._server = Server(app.root, self._config(app.config), listener=listener, workers=Worker._folder)
+        except KraitError as error:
+            self._fail(error)
         self._server.start()
         heartbeat = gevent.spawn(self._beat)
         if not self.alive:  # SIGTERM came while the site was loaded
@@ -140,6 +144,14 @@ class Worker(_BaseWorker):  # type: ignore[misc]
     def handle_abort(self, sig: int, frame: Any) -> None:
         self.log.critical("the network loop is blocked at\n%s", "".join(traceback.format_stack(frame)))
         self.cfg.worker_abort(self)
+        _exit(1)
+
+    def _fail(self, error: KraitError) -> NoReturn:
+        """At the start gunicorn ends when a worker cannot begin; later it tries until the mistake is mended."""
+        self.log.error("a worker cannot start: %s", error)
+        if self._own_generation == 1:
+            _exit(Arbiter.WORKER_BOOT_ERROR)
+        gevent.sleep(_HEARTBEAT)
         _exit(1)
 
     def _config(self, config: Config) -> Config:
@@ -262,7 +274,10 @@ def run(root: Path, config: Config, read: Callable[[], Config], announce: Callab
     """
     Router(root)
     new_context(config)
-    _Supervisor(_Application(root, config, read, announce)).run()
+    try:
+        _Supervisor(_Application(root, config, read, announce)).run()
+    except HaltServer as halt:  # a second worker failed while it halted because of the first
+        sys.exit(halt.exit_status)
     sys.exit(0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -241,3 +243,21 @@ def test_blocking_controllers_are_no_dead_worker(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
     finally:
         server.kill()
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    def mistake(*arguments: str) -> str:
+        done = subprocess.run(
+            [*serve_command(tmp_path), "--workers", "2", *arguments], capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert port in mistake("--port", port)
+    assert "none.pem" in mistake("--tls-cert", "none.pem")
+    assert "no_such_module" in mistake("--app", "no_such_module:app")
