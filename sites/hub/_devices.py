@@ -16,7 +16,7 @@ from krait_ws.groups import Group
 from krait_ws.websockets import WebsocketsCtrlBase
 
 HEARTBEAT = 30.0
-"""Seconds between two signs of life to a subscriber to whom nothing else is sent."""
+"""Seconds between two signs of life."""
 
 
 @dataclass(frozen=True)
