@@ -28,19 +28,35 @@ _SHOW_FOR = 5.0  # seconds that a wish to be shown a connection lasts
 _PATIENCE = 2.0  # seconds
 _WISH = re.compile(r"(show|close)-([0-9a-f]{8})")
 _DEAD = "dead.json"
+_PREFIX = "krait-ws-"
+_MASTER = "master"  # locked as long as the master lives
+_masters: dict[Path, IO[bytes]] = {}  # the locks of this process
 
 
 def new_folder() -> Path:
-    """A folder for the workers of one master, which nobody else can read. Called by: the master, before it forks. The
-    master removes it with ``remove_folder``.
+    """A folder for the workers of one master, which nobody else can read; those of killed masters are removed. Called
+    by: the master, before it forks. It removes the folder with ``remove_folder``.
     """
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="krait-ws-", dir=memory if os.access(memory, os.W_OK) else None))
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # somebody else's, or gone
+            if folder.stat().st_uid == os.getuid() and (folder / _MASTER).exists() and _is_free(folder / _MASTER):
+                shutil.rmtree(folder)  # its master was killed
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    # Locked before it has its name, so that nobody finds it free.
+    lock = _locked(folder / "new")
+    assert lock is not None
+    _masters[folder] = lock
+    (folder / "new").rename(folder / _MASTER)
+    return folder
 
 
 def remove_folder(folder: Path) -> None:
     """Called by: the master, when its workers have ended."""
     shutil.rmtree(folder, ignore_errors=True)
+    if (lock := _masters.pop(folder, None)) is not None:
+        lock.close()
 
 
 class Shared:

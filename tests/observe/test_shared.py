@@ -110,7 +110,7 @@ def test_the_living_are_read_and_the_dead_leave_their_counters(folder: Path, sta
     assert living == []
     assert dead == {"krait_messages": {("/", "in"): 110}}
     own.close()
-    assert {file.name for file in folder.iterdir() if file.suffix != ".life"} == {"dead.json", "reading"}
+    assert {file.name for file in folder.iterdir() if file.suffix != ".life"} == {"dead.json", "reading", "master"}
 
 
 def test_a_dead_worker_counts_once_though_its_undertaker_dies_halfway(
@@ -197,3 +197,34 @@ def test_a_reader_that_hangs_is_not_waited_for_without_end(
     hanging.communicate()
     assert own.read() == ([], {})
     own.close()
+
+
+def test_what_a_killed_master_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """\
+import sys
+from krait_ws.observe.shared import new_folder
+print(new_folder(), flush=True)
+sys.stdin.read()
+"""
+    masters = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(2)
+    ]
+    folders = []
+    for master in masters:
+        assert master.stdout is not None
+        folders.append(Path(master.stdout.readline().strip()))
+    killed, living = masters
+    killed.kill()
+    killed.communicate()
+    remove_folder(new_folder())
+    assert [folder.exists() for folder in folders] == [False, True], "the other's master lives"
+    living.communicate()
+    remove_folder(new_folder())
+    assert not folders[1].exists()

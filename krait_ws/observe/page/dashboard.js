@@ -12,7 +12,7 @@ let shown = null; // the id of the connection that the dialog is about
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en", { maximumFractionDigits: 1, notation: "compact" });
-const count = (value) => (value < 100000 ? whole : short).format(value);
+const count = (value) => (value < 1e7 ? whole : short).format(value);
 const rate = (value) => (value > 0 && value < 10 ? value.toFixed(1) : count(value));
 
 function size(bytes) {
@@ -118,7 +118,7 @@ function chart(id, series, show, least) {
   const box = place(id);
   const width = box.clientWidth;
   const height = box.clientHeight;
-  const [left, right, top, bottom] = [52, 6, 26, 20];
+  const [left, right, top, bottom] = [62, 6, 26, 20];
   const highest = roundUp(Math.max(least, ...series.flatMap(([, points]) => points)));
   const room = Math.max(LEAST, history.length);
   const x = (at) => width - right - ((history.length - 1 - at) / (room - 1)) * (width - left - right);
