@@ -371,6 +371,17 @@ def test_a_rate_counts_the_time_that_messages_had_to_wait_for_the_server() -> No
     )  # what the schedule has, whatever the server does
 
 
+def test_a_rate_counts_the_time_that_messages_had_to_wait_for_the_loader() -> None:
+    """A loader that is itself late does not begin to count when it has time."""
+    stalls = iter([0.4])
+
+    with server(accepting(lambda payload: server_frame(0x81, payload))) as url:
+        plan = Plan(target_of(url), connections=1, seconds=1, rate=200, timeout=5)
+        result = Load(plan).run(lambda line: time.sleep(next(stalls, 0.0) if line.startswith("running") else 0.0))
+    assert result.errors == Counter()
+    assert sum(count for micros, count in result.latencies.counts() if micros > 100_000) >= 40  # due in 300 ms
+
+
 # ---- figures
 
 
