@@ -135,7 +135,7 @@ class Sampler:
 
     def _take(self, wanted: frozenset[str]) -> Sample:
         cost = 0.0
-        began = time.perf_counter()
+        began = time.thread_time()
         tallies = self._counters.copies()
         sessions = list(self._server.sessions)
         slow: list[tuple[int, Session]] = []
@@ -145,9 +145,9 @@ class Sampler:
         fullest = [0.0, 0.0]
         for start in range(0, len(sessions), _CHUNK):
             if start:
-                cost += time.perf_counter() - began
+                cost += time.thread_time() - began
                 gevent.sleep(_PAUSE)
-                began = time.perf_counter()
+                began = time.thread_time()
             for session in sessions[start : start + _CHUNK]:
                 tally = tallies.get(session.route)
                 if tally is None:
@@ -176,7 +176,7 @@ class Sampler:
         sample.shown = {connection: {} for connection in wanted} | {
             session.id: row(session, stacks=True) for session in shown
         }
-        self._cost = cost + time.perf_counter() - began
+        self._cost = cost + time.thread_time() - began
         return sample
 
     def _rate(self, tallies: dict[str, Tally]) -> None:
