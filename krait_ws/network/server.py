@@ -322,12 +322,12 @@ class Server:
     def _streamed(self, own_context: contextvars.Context, body: Iterable[bytes], least: int) -> Iterator[bytes]:
         parts = iter(body)
         try:
-            while part := self._threads.apply(own_context.run, (_next_part, parts, least)):
+            while part := self._in_pool(own_context.run, _next_part, parts, least):
                 yield part
         finally:
             close = getattr(body, "close", None)
             if close is not None:
-                self._threads.apply(close)
+                self._in_pool(close)
 
     # ---- upgrades
 
@@ -472,21 +472,40 @@ class Server:
         result = None
         try:
             with timeout:
-                result = self._threads.spawn(function, *arguments)
-                value: _T = result.get()
+                result = self._threads.spawn(_outcome, function, *arguments)
+                value: _T | None = _value(result.get())
                 return value
         except gevent.Timeout as expired:
             if expired is not timeout:
                 raise
             logger.error("a route script did not answer within %g s; its client got 503", self.config.script_timeout)
             if result is not None and late is not None:
-                result.rawlink(lambda done: late(done.value))
+                result.rawlink(lambda done: late(done.value[0]))
             raise ScriptTimeoutError("the route script did not answer in time") from None
+
+    def _in_pool(self, function: Callable[..., _T], *arguments: Any) -> _T | None:
+        """What ``function`` returns in a thread of the pool, however long it takes."""
+        return _value(self._threads.apply(_outcome, (function, *arguments)))
 
     def _end_threads(self) -> None:
         """Ends the pool's threads; those that a route script still holds after a second go on alone."""
         with gevent.Timeout(1, False):
             self._threads.kill()
+
+
+def _outcome(function: Callable[..., _T], *arguments: Any) -> tuple[_T | None, BaseException | None]:
+    """What ``function`` returns, or raises. The pool itself would print what is raised, with all its secrets."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # it is raised again in the thread of the loop
+        return None, error
+
+
+def _value(outcome: tuple[_T | None, BaseException | None]) -> _T | None:
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
 
 
 def _next_part(parts: Iterator[bytes], least: int) -> bytes:

@@ -113,7 +113,14 @@ def websocket(request):
     return WebsocketsResponse(Failing(), (request.protocols or [None])[0])
 
 
+def parts(request):
+    yield "first"
+    raise KeyError("in a part: " + request.args["token"])
+
+
 def http(request):
+    if "stream" in request.args:
+        return krait_ws.Response(parts(request))
     if "token" in request.args:
         raise KeyError(request.args["token"], *everything(request))
     return krait_ws.Response("fine")
@@ -165,6 +172,7 @@ def test_nothing_that_is_logged_has_a_secret_in_it(
     headers = [line.encode() for line in HEADERS]
     query = b"?token=s3cret-query&s3cret-query"
     assert raw_get(site.port, b"/" + query, *headers).status == 500
+    assert raw_get(site.port, b"/" + query + b"&stream=1", *headers).body.startswith(b"5\r\nfirst")
     assert raw_get(site.port, b"/nowhere" + query, *headers).status == 500, "the application"
     assert raw_get(site.port, b"http://ada:s3cret-userinfo@localhost/x.html" + query, *headers).status == 500
     for broken in (
@@ -204,6 +212,7 @@ def test_nothing_that_is_logged_has_a_secret_in_it(
         "logged: [",
         "LookupError: ",
         "KeyError: ",
+        "in a part: [redacted]",
         "the application raised",
         "the request failed",
         "*@host:443",
