@@ -207,6 +207,19 @@ def test_shutdown_from_a_handler_says_offline(relay: SiteServer) -> None:
         assert [(payload["peerId"], payload["role"]) for payload in offline] == [("script", "hero")]
 
 
+def test_offline_is_said_by_us_before_the_close(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    def serve(connection: ServerConnection) -> None:
+        heard.extend(json.loads(message)["payload"]["status"] for message in connection)
+
+    with websockets_serve(serve) as port:
+        with script(port) as one:
+            one.stream.wait_connected(10)
+        until(lambda: len(heard) == 2, "two announcements")
+    assert heard == ["online", "offline"]
+
+
 def test_shutdown_from_many_threads_at_once(relay: SiteServer) -> None:
     for _ in range(10):
         one = script(relay.port).start()

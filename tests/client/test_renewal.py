@@ -77,11 +77,11 @@ def all_come_once(hub: Hub, count: int, **options: float) -> None:
 
 
 def test_ten_thousand_events_at_a_thousand_a_second(hub: Hub) -> None:
-    all_come_once(hub, 10_000, sync_quiet=0.25, sync_max=0.5, renew_every=1.5)
+    all_come_once(hub, 10_000, sync_quiet=0.8, sync_max=1.0, renew_every=0.5)
 
 
 def test_every_event_comes_once_from_any_server(any_hub: Hub) -> None:
-    all_come_once(any_hub, 3_000, sync_quiet=0.25, sync_max=0.5, renew_every=0.1)
+    all_come_once(any_hub, 4_500, sync_quiet=0.8, sync_max=1.0, renew_every=0.1)
 
 
 def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub) -> None:
