@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from itsdangerous import TimestampSigner, URLSafeTimedSerializer
+from websockets.exceptions import ConnectionClosed
 
 from krait_ws.testing import Answer, Client, Refused, SiteServer
 from tests.integration.support import PATIENCE, RawClient, eventually
@@ -190,9 +191,22 @@ def test_a_token_is_good_after_a_restart(krait_site: Callable[..., SiteServer], 
 
 
 def test_a_token_that_becomes_too_old_ends_the_connection(director: Director) -> None:
-    client, _ = director.greeted(old_token(86399))
-    for _ in range(3):
-        client.send("2")  # who keeps talking is no better off
+    client, _ = director.greeted(old_token(86397))
+
+    def keep_talking() -> None:  # that makes it no better
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            client.send("2")
+            client.expect("3")
+            time.sleep(0.05)
+
+    with pytest.raises((ConnectionClosed, AssertionError)):
+        keep_talking()
+    assert client.expect_close(4401, PATIENCE) == "the token has expired"
+
+
+def test_a_token_that_becomes_too_old_ends_a_silent_connection(director: Director) -> None:
+    client, _ = director.greeted(old_token(86397))
     assert client.expect_close(4401, PATIENCE) == "the token has expired"
 
 

@@ -249,7 +249,7 @@ def test_the_house_is_followed_again_after_a_restart(krait_site: Serve, director
 
 
 def test_the_server_ends_the_connection_of_a_token_that_is_too_old(director: Director) -> None:
-    house = House(director, old_token(86398))
+    house = House(director, old_token(86397))
     with house.stream:
         eventually(lambda: house.stream.status is Status.RECONNECT_FAILED)
     assert "4401" in str(house.stream.error)
