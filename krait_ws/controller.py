@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from krait_ws.logs import ConnectionLog
 from krait_ws.mailbox import Pressure
+from krait_ws.overrides import overrides_of
 from krait_ws.patching import check_runs_on
 from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
 from krait_ws.rate import LimitedSession
-from krait_ws.session import Session, overrides_of
+from krait_ws.session import Session
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest

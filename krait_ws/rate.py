@@ -12,9 +12,11 @@ from functools import partial
 from typing import Any
 
 from krait_ws.errors import ConfigError
+from krait_ws.overrides import Overrides
 from krait_ws.protocol.frames import POLICY_VIOLATION
 from krait_ws.protocol.messages import MAX_WORK_A_TURN, Item, Piece
-from krait_ws.session import Hooks, Overrides, Session, Transport
+from krait_ws.roles import Hooks, Transport
+from krait_ws.session import Session
 from krait_ws.waiting import monotonic
 
 POLICIES = ("wait", "close")

@@ -12,13 +12,11 @@ that still run after ``stop_timeout`` are abandoned with a log record.
 from __future__ import annotations
 
 import contextvars
-import inspect
 import logging
 import secrets
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gevent.lock import RLock as GreenletReentrantLock
 from greenlet import GreenletExit
@@ -28,11 +26,14 @@ from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.logs import Closed, connection_fields, log_failure
 from krait_ws.mailbox import InMailbox, OutMailbox, no_one
+from krait_ws.overrides import Overrides
 from krait_ws.patching import check_runs_on
+from krait_ws.pings import Pings
 from krait_ws.protocol.frames import INTERNAL_ERROR, NORMAL, TRY_AGAIN_LATER, Message
 from krait_ws.protocol.messages import Item
+from krait_ws.roles import Hooks, Runtime, Transport
 from krait_ws.streams import MessageStream, next_stream, push_stream
-from krait_ws.waiting import Signal, Waiter, Waiters, monotonic, new_lock, new_reentrant_lock, wake_all
+from krait_ws.waiting import Signal, Waiter, monotonic, new_lock, new_reentrant_lock, wake_all
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
@@ -43,54 +44,6 @@ _SENT_A_TURN = 64  # connections, when a message goes to many: the sockets have 
 
 _LAST_ANSWERS = 0.1
 """Seconds that a handler has to answer what came before a fault of its peer."""
-
-
-class Hooks(Protocol):
-    """What a session calls on its controller."""
-
-    def on_start(self) -> None: ...
-    def on_thread_start(self) -> None: ...
-    def on_in_message_internal(self, message: Any) -> None: ...
-    def on_stop(self) -> None: ...
-
-
-class Transport(Protocol):
-    """What a session asks of its connection. Called on the network loop only."""
-
-    def flush(self) -> None:
-        """The out-mailbox has something to take."""
-
-    def resume_reading(self) -> None:
-        """There is room for messages again."""
-
-    def limit_turn(self, frames: int) -> None:
-        """Read at most so many frames in one turn."""
-
-    def send_ping(self) -> None:
-        """Send a ping; ``Session.pong_received`` hears of its answer."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Send what is queued, then close."""
-
-    def abort(self) -> None:
-        """Let go of the socket at once."""
-
-
-class Runtime(Protocol):
-    """What a session needs of the network loop."""
-
-    hub: Any
-    in_hook: Session | None
-    """Whose hook runs on the loop at the moment."""
-
-    def call(self, function: Callable[[], Any]) -> None:
-        """Runs ``function`` on the loop soon. Thread: any."""
-
-    def call_later(self, seconds: float, function: Callable[[], Any]) -> Any:
-        """Runs ``function`` on the loop after ``seconds``. Thread: the loop."""
-
-
-_HOOKS = ("on_start", "on_thread_start", "on_in_message", "on_in_message_internal", "on_stop")
 
 
 def send_all(sessions: list[Session]) -> None:
@@ -105,44 +58,6 @@ def send_all(sessions: list[Session]) -> None:
             runtime.call(partial(send_some, start + _SENT_A_TURN))
 
     runtime.call(partial(send_some, 0))
-
-
-class Overrides:
-    """Which hooks a controller class has of its own. Decided once for a class (``overrides_of``).
-
-    Raises:
-        TypeError: A hook is ``async`` or a generator.
-    """
-
-    __slots__ = ("delivers", "handles", "hook", "stops")
-
-    def __init__(self, controller_class: type, base: type) -> None:
-        def own(name: str) -> bool:
-            return getattr(controller_class, name) is not getattr(base, name)
-
-        for name in _HOOKS:
-            hook = getattr(controller_class, name)
-            if (
-                inspect.iscoroutinefunction(hook)
-                or inspect.isasyncgenfunction(hook)
-                or inspect.isgeneratorfunction(hook)
-            ):
-                raise TypeError(f"{controller_class.__qualname__}.{name} must be a plain function: it may block")
-        self.handles = own("on_thread_start")
-        self.delivers = own("on_in_message") or own("on_in_message_internal")
-        self.hook = "on_in_message_internal" if own("on_in_message_internal") else "on_in_message"
-        self.stops = own("on_stop")
-
-
-_overrides: weakref.WeakKeyDictionary[type, Overrides] = weakref.WeakKeyDictionary()
-
-
-def overrides_of(controller_class: type, base: type) -> Overrides:
-    """What a class overrides. Thread: any; at worst two threads find out the same."""
-    found = _overrides.get(controller_class)
-    if found is None:
-        found = _overrides[controller_class] = Overrides(controller_class, base)
-    return found
 
 
 class Session:
@@ -176,9 +91,7 @@ class Session:
         "_lock",
         "_on_over",
         "_overrides",
-        "_ping_waiters",
-        "_ping_wanted",
-        "_pong_waiters",
+        "_pings",
         "_rest",
         "_runtime",
         "_started",
@@ -245,9 +158,7 @@ class Session:
         self.latency: float | None = None
         self.streams = bool(getattr(type(controller), "stream_messages", False))
         self._stream: MessageStream | None = None  # the message that is being read; owned by the reader
-        self._ping_wanted = False  # guarded by _lock, as are the next two
-        self._ping_waiters = Waiters()  # for a ping that has not been sent
-        self._pong_waiters = Waiters()  # for the answer to one that has
+        self._pings: Pings | None = None  # made for the first one; guarded by _lock
         self._fault: tuple[int, str] | None = None  # of the peer, while the handler answers what came before it
         self._rest: Sequence[Item] = ()  # messages that the loop has not delivered yet; owned by the loop
         self._stop_timer: Any = None  # owned by the loop
@@ -437,38 +348,25 @@ class Session:
 
     def ping(self, timeout: float | None) -> float | None:
         """Sends a ping; see ``WebsocketsCtrlBase.ping``."""
+        runtime = self._runtime
         with self._lock:
-            if self._ended or self._runtime is None:
+            if self._ended or runtime is None:
                 return None
-            waiter = None if timeout == 0 else self._ping_waiters.add_locked()
-            self._ping_wanted = True
-        self._runtime.call(self._send_ping)
-        if waiter is None:
-            return None
-        answered = False
-        try:
-            answered = waiter.wait(timeout)
-        finally:
-            if not answered:
-                with self._lock:
-                    _ = self._ping_waiters.remove_locked(waiter) or self._pong_waiters.remove_locked(waiter)
-        return self.latency if answered and not self._ended else None
+            if self._pings is None:
+                self._pings = Pings(self._lock)
+        answered = self._pings.ping(timeout, partial(runtime.call, self._send_ping))
+        return self.latency if answered else None
 
     def pong_received(self, latency: float) -> None:
         """The pong of the last ping has come after ``latency`` seconds. Thread: the loop."""
         self.latency = latency
-        with self._lock:
-            waiters = self._pong_waiters.take_all_locked()
-        wake_all(waiters)
+        if self._pings is not None:
+            self._pings.answered()
 
     def _send_ping(self) -> None:
         """On the loop. Without a connection the ping waits for ``attach``."""
-        if self._transport is None or not self._ping_wanted:
-            return
-        with self._lock:
-            self._ping_wanted = False
-            self._ping_waiters.move_all_locked(self._pong_waiters)
-        self._transport.send_ping()
+        if self._transport is not None and self._pings is not None and self._pings.take_wanted():
+            self._transport.send_ping()
 
     # ---- end
 
@@ -527,8 +425,9 @@ class Session:
             return
         self.outgoing.close()
         with self._lock:
-            waiters = [*self._ping_waiters.take_all_locked(), *self._pong_waiters.take_all_locked()]
-        wake_all(waiters)
+            pings = self._pings
+        if pings is not None:
+            pings.close()
         if self.arrivals is not None:
             self.arrivals.close()
         if self.incoming is not None:

@@ -22,7 +22,7 @@ LAYERS = [
     ["protocol"],
     ["waiting", "patching"],
     ["mailbox", "handlers", "log_output"],
-    ["streams"],
+    ["streams", "overrides", "pings", "roles"],
     ["session"],
     ["rate"],
     ["controller"],

@@ -243,12 +243,12 @@ class Connection:
         ping = protocol.ping_payload
         before = protocol.state
         messages = protocol.receive(data)
+        if ping is not None and protocol.ping_payload is None:
+            session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if messages:
             session.messages_in += len(messages)
             if not session.receive(messages):
                 self._pause_reading()
-        if ping is not None and protocol.ping_payload is None:
-            session.pong_received(monotonic() - struct.unpack("!d", ping)[0])
         if protocol.is_holding and self._reading:
             self._loop.call(self._receive_held)
         state = protocol.state
