@@ -262,7 +262,10 @@ class Connection:
             self._session.fail(protocol.close_code, protocol.close_reason)  # it will call close
         else:
             self._session.end(protocol.close_code, protocol.close_reason)
-            self.flush()
+            if before is _CLOSE_SENT:
+                self._gone()  # the peer has answered our close frame, so nothing is on its way that a reset could destroy
+            else:
+                self.flush()
 
     def _receive_held(self) -> None:
         """The next turn of a read that held more than one turn's worth."""

@@ -271,3 +271,17 @@ def test_close_checks_its_arguments(serve: Serve) -> None:
         assert not controller.should_stop()
         controller.close(1000, "ä" * 61)
         assert client.expect_close(1000) == "ä" * 61
+
+
+def test_a_client_that_leaves_tcp_open_after_its_close_holds_nothing_up(serve: Serve) -> None:
+    """RFC 6455 section 7.1.1: the server closes TCP, and it may as soon as both close frames have gone."""
+
+    class Closes(WebsocketsCtrlBase):
+        def on_thread_start(self) -> None:
+            self.close(4000, "enough")
+
+    site = serve(Closes, close_timeout=60.0)
+    with RawClient(site.port) as client:
+        client.expect_close(4000)  # answers, and keeps its socket
+        client.expect_end()
+        eventually(lambda: not site.server.sessions)
