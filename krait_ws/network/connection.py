@@ -263,7 +263,7 @@ class Connection:
         else:
             self._session.end(protocol.close_code, protocol.close_reason)
             if before is _CLOSE_SENT:
-                self._gone()  # the peer has answered our close frame, so nothing is on its way that a reset could destroy
+                self._gone()  # the peer has answered our close frame: no reset can destroy it any more
             else:
                 self.flush()
 

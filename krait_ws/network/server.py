@@ -240,6 +240,7 @@ class Server:
             self._going_away = (SERVICE_RESTART, "the server restarts")
         self._stop_accepting(restarts=restarts)
         drain(lambda: self.sessions, self._is_busy, *self._going_away, self.config.drain_timeout)
+        gevent.sleep(0)  # a greenlet that is killed before its first step would not close its socket
         self._http_connections.kill(block=True, timeout=1)
         self._observer.close()
         self._watchdog.close()
