@@ -193,7 +193,7 @@ def endless(port: int, scale: float) -> None:
     _flood(port, bytes(1 << 16), path="/pieces", begin=begin)
 
 
-@attack("resets", "100,000 connects and resets, a third of them upgraded")
+@attack("resets", "connects and resets, 100,000 at scale 1, a third of them upgraded")
 def resets(port: int, scale: float) -> None:
     from tests.integration.support import upgrade_request
 
