@@ -35,8 +35,8 @@ from krait_ws.session import Session
 from krait_ws.waiting import monotonic
 
 READ_SIZE = 16 * 1024
-"""Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame, whose bytes cost
-far less each, it is what the frame still needs, up to the whole buffer."""
+"""Bytes taken in one turn, so that a busy connection leaves turns to the others. Inside a large frame and after one, as
+its bytes cost far less each, it is up to the whole buffer."""
 
 SEND_SIZE = 64 * 1024
 """Bytes of frames that are joined to one send; a larger frame goes alone."""
@@ -72,6 +72,7 @@ class Connection:
         "_loop",
         "_parts",
         "_protocol",
+        "_read_size",
         "_reading",
         "_session",
         "_sock",
@@ -101,6 +102,7 @@ class Connection:
         self._closing: tuple[int, str] | None = None
         self._ending = False
         self._reading = True
+        self._read_size = READ_SIZE
         self._hung_up = False
         self._unsent: memoryview | None = None  # the rest of a chunk that the socket did not take
         self._timer: Timer | None = None
@@ -221,9 +223,10 @@ class Connection:
             return  # what was read before comes first, and its turn is on its way
         loop = self._loop
         expected = protocol.bytes_expected
-        size = READ_SIZE if expected <= READ_SIZE else min(BUFFER_SIZE, expected)
+        if expected > READ_SIZE:
+            self._read_size = BUFFER_SIZE  # the next message is likely to be as large: it is read in one piece
         try:
-            received = sock.recv_into(loop.buffer, size)
+            received = sock.recv_into(loop.buffer, self._read_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -234,8 +237,11 @@ class Connection:
         elif not self._ending:
             self.heard_at = loop.now
             self._session.bytes_in += received
-            # A view of the buffer saves a copy, but is slower to take apart.
-            self._receive(bytes(loop.buffer_view[:received]) if received < _COPY_BELOW else loop.buffer_view[:received])
+            if received < _COPY_BELOW:
+                self._read_size = READ_SIZE
+                self._receive(bytes(loop.buffer_view[:received]))
+            else:
+                self._receive(loop.buffer_view[:received])  # a view saves a copy, but is slower to take apart
 
     def _receive(self, data: bytes | memoryview) -> None:
         protocol = self._protocol

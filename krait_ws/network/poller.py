@@ -84,12 +84,13 @@ class EpollPoller:
             ready = poll(0, _MAX_BATCH)
             if not ready:
                 return
-            batch = []
-            for descriptor, mask in ready:
-                owner = owners.get(descriptor)
-                if owner is not None:
-                    batch.append((owner, _EVENTS.get(mask, READ | WRITE)))
-            self._serve(batch)
+            self._serve(
+                [
+                    (owners[descriptor], READ if mask == _EPOLLIN else _EVENTS.get(mask, READ | WRITE))
+                    for descriptor, mask in ready
+                    if descriptor in owners
+                ]
+            )
             if len(ready) > _SMALL_BATCH:
                 return
 
@@ -133,9 +134,9 @@ def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
 
 # A patched select module has none; the one of the system is never waited for.
 _new_epoll: Any = get_original("select", "epoll") if sys.platform == "linux" else None
+_EPOLLIN = getattr(select, "EPOLLIN", 0)
 _EVENTS = (
     {
-        select.EPOLLIN: READ,
         select.EPOLLOUT: WRITE,
         select.EPOLLIN | select.EPOLLOUT: READ | WRITE,
         select.EPOLLRDHUP: HANGUP,
