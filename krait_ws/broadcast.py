@@ -51,16 +51,18 @@ def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | 
     queued = 0
     # The loop is told when all is queued: it would take the interpreter from this thread, and back, with each frame.
     told: dict[Any, list[Session]] = {}
-    for controller in controllers:
-        session = controller._krait
-        own = frame
-        if session.shared_window and size >= session.config.compress_threshold:
-            own = compressed.get(session.shared_window) or deflate_shared(frame, session.shared_window)
-            compressed[session.shared_window] = own
-        is_queued, is_news = session.post(own)
-        queued += is_queued
-        if is_news:
-            told.setdefault(session.runtime, []).append(session)
-    for sessions in told.values():
-        send_all(sessions)
+    try:
+        for controller in controllers:
+            session = controller._krait
+            own = frame
+            if session.shared_window and size >= session.config.compress_threshold:
+                own = compressed.get(session.shared_window) or deflate_shared(frame, session.shared_window)
+                compressed[session.shared_window] = own
+            is_queued, is_news = session.post(own)
+            queued += is_queued
+            if is_news:
+                told.setdefault(session.runtime, []).append(session)
+    finally:  # also when the caller's iterable raises: those that have it would lie there, with all that comes later
+        for sessions in told.values():
+            send_all(sessions)
     return queued

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -132,6 +132,27 @@ def test_a_slow_member_holds_up_nobody(serve: Serve, policy: str, queued: bool, 
         assert members.all[0].close_code == 1013
     slow.close()
     quick.close()
+
+
+def test_an_iterable_that_raises_leaves_nobody_untold(serve: Serve) -> None:
+    """Failed: those that had the message before it raised were never sent it, nor what was pushed later, because the
+    loop was thought to know."""
+    members = Members()
+    site = serve(members.controller)
+    client = RawClient(site.port)
+
+    def some() -> Iterator[WebsocketsCtrlBase]:
+        yield members.all[0]
+        raise RuntimeError("Set changed size during iteration")
+
+    members.all[0].push_out_message("zero")
+    assert client.receive() == "zero"
+    with pytest.raises(RuntimeError):
+        broadcast(some(), "one")
+    assert client.receive() == "one"
+    members.all[0].push_out_message("two")
+    assert client.receive() == "two"
+    client.close()
 
 
 def test_a_connection_that_is_over_takes_nothing(serve: Serve) -> None:
