@@ -326,7 +326,7 @@ class OutMailbox:
         """Appends a frame of the message that ``begin_stream`` began. A fragment cannot be dropped without its message,
         so a full mailbox makes it wait whatever the policy. Returns ``False`` when the connection is over.
         """
-        return self._push_blocking(frame)
+        return self._push_blocking(frame, is_fragment=True)
 
     def end_stream(self) -> None:
         """Ends the message that ``begin_stream`` began. What was pushed meanwhile joins the queue; together they may
@@ -342,11 +342,11 @@ class OutMailbox:
                 frames, waiters = held._retire()
                 for frame in frames:
                     wake = self._append_locked(frame) or wake
+            if held is not None:
+                self.dropped += held.dropped
+                self.blocked += held.blocked
             waiters += self._streamers.take_all_locked()
         wake_all(waiters)
-        if held is not None:
-            self.dropped += held.dropped
-            self.blocked += held.blocked
         if wake:
             self.on_output()
 
@@ -458,11 +458,16 @@ class OutMailbox:
         with self._lock:
             if self._closed:
                 return False
-            while not self._has_room_locked(len(frame)):
-                self.dropped += 1
-                if not self._drop_oldest_locked():
-                    return False
-            wake = self._append_locked(frame)
+            held = self._held  # a message in fragments may have begun since the caller looked
+            wake = False
+            if held is None:
+                while not self._has_room_locked(len(frame)):
+                    self.dropped += 1
+                    if not self._drop_oldest_locked():
+                        return False
+                wake = self._append_locked(frame)
+        if held is not None:
+            return self._push_held(held, frame, may_block=True)
         if wake:
             self.on_output()
         return True
@@ -476,12 +481,16 @@ class OutMailbox:
                 return True
         return False
 
-    def _push_blocking(self, frame: bytes) -> bool:
+    def _push_blocking(self, frame: bytes, *, is_fragment: bool = False) -> bool:
         deadline = None
+        wake = False
         while True:
             with self._lock:
                 if self._closed:
                     return False
+                held = None if is_fragment else self._held
+                if held is not None:
+                    break  # a message in fragments has begun since the caller looked: this one comes behind it
                 if self._has_room_locked(len(frame)):
                     wake = self._append_locked(frame)
                     break
@@ -496,6 +505,8 @@ class OutMailbox:
             waiter.wait(remaining)
             with self._lock:
                 self._pushers.remove_locked(waiter)
+        if held is not None:
+            return self._push_held(held, frame, may_block=True)
         if wake:
             self.on_output()
         return True

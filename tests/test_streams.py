@@ -124,6 +124,33 @@ def test_a_fragment_waits_for_room_whatever_the_policy(policy: str) -> None:
     assert mailbox.dropped == 0
 
 
+def test_a_push_that_waits_for_room_comes_behind_a_stream_that_begins_meanwhile() -> None:
+    """Failed: it found room between two fragments, where no other message may stand (RFC 6455 section 5.4)."""
+    mailbox = OutMailbox(Config(max_out_messages=1))
+    mailbox.push(encode_text("before"))
+    waiting = Task(lambda: mailbox.push(encode_text("waits"))).until_blocked()
+    go = Signal()
+
+    def chunks() -> Iterator[str]:
+        yield "a"
+        yield "b"
+        go.wait(DEADLINE)
+        yield "c"
+
+    streaming = Task(lambda: push_stream(mailbox, chunks())).until_blocked()
+    data = sent(mailbox)  # both who wait for room are woken
+    go.set()
+    while streaming.is_running or waiting.is_running or len(mailbox):
+        data += sent(mailbox)
+    assert streaming.result() is True
+    assert waiting.result() is True
+    opcodes = [opcode for _, opcode, payload in data if payload in (b"a", b"b", b"c")]
+    places = [number for number, (_, _, payload) in enumerate(data) if payload in (b"a", b"b", b"c")]
+    assert opcodes == [TEXT, CONTINUATION, CONTINUATION]
+    assert places[2] - places[0] == 2, data
+    assert sorted(payload for _, _, payload in data) == [b"a", b"b", b"before", b"c", b"waits"]
+
+
 def test_two_streams_come_one_after_the_other() -> None:
     mailbox = OutMailbox(Config())
     go = Signal()
