@@ -34,12 +34,12 @@ def serve(site: Path, **flags: Any) -> None:
     for name in unknown_variables(os.environ):
         click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
     _keep_freed_memory()
+    if config.workers == 1 and config.runs_on == "greenlet":
+        patch_standard_library()  # first of all: it would give the log's writer a lock that the loop cannot wait for
     log_output.configure(config)
     read = partial(read_config, flags, os.environ)
     if config.workers > 1:
         _serve_with_workers(site, config, read)
-    if config.runs_on == "greenlet":
-        patch_standard_library()
     from krait_ws.serving import Serving  # not before the patch
 
     serving = Serving(site, config, read)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -337,6 +338,33 @@ def test_greenlets_block_in_the_standard_library_side_by_side(serve: Callable[..
     assert threads < 90  # the pool of the route scripts has up to 64
     for client in clients:
         client.close()
+
+
+LOCKS = (
+    "import logging, krait_ws\n"
+    "def http(request):\n"
+    "    locks = [type(handler.lock).__module__ for handler in logging.getLogger().handlers]\n"
+    "    return krait_ws.Response(' '.join(locks))\n"
+)
+LOADS_SLOWLY = "import time, krait_ws\ntime.sleep(0.3)\ndef http(request):\n    return krait_ws.Response('loaded')\n"
+
+
+def test_the_log_has_a_native_lock_where_the_standard_library_cooperates(
+    serve: Callable[..., Command], site: Path
+) -> None:
+    """Failed: gevent had put one of its own there, for which the network loop cannot wait."""
+    write_site(site, {"locks.py": LOCKS})
+    assert raw_get(serve("--runs-on", "greenlet").port, b"/locks").body == b"_thread"
+
+
+def test_a_script_that_blocks_while_it_is_loaded_is_there_for_all_who_wait_for_it(
+    serve: Callable[..., Command], site: Path
+) -> None:
+    write_site(site, {"slow.py": LOADS_SLOWLY})
+    command = serve("--runs-on", "greenlet", "--script-timeout", "5")
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(raw_get, command.port, b"/slow") for _ in range(8)]
+        assert [answer.result(PATIENCE).body for answer in answers] == [b"loaded"] * 8
 
 
 def test_threads_are_refused_where_the_standard_library_cooperates(serve: Callable[..., Command], site: Path) -> None:
