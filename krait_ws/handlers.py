@@ -64,7 +64,8 @@ class ThreadHandler:
         _start_new_thread(self._context.run, (self._run,))
 
     def is_current(self) -> bool:
-        return bool(self._ident == _get_ident())
+        # The system gives the number of a thread that has ended to the next one.
+        return bool(self._ident == _get_ident()) and not self.done.is_set()
 
     def stack(self) -> str:
         return _format(sys._current_frames().get(self._ident))
@@ -78,6 +79,9 @@ class ThreadHandler:
         try:
             self._body()
         finally:
+            # Whoever asked threading for the current thread, as logging does, left a stand-in there, and the next
+            # thread with this number would find it, with all that it was given. From 3.13 on Python does this itself.
+            vars(threading)["_active"].pop(self._ident, None)
             self.done.set()
             self._on_done()
 

@@ -77,6 +77,38 @@ def test_a_handler_knows_itself(kind: str) -> None:
     assert seen == [True]
 
 
+def test_a_thread_that_has_ended_is_not_taken_for_the_one_that_got_its_number() -> None:
+    seen: list[bool] = []
+    told = Signal()
+
+    def on_done() -> None:  # the thread is still the same, its body is not
+        seen.append(handler.is_current())
+        told.set()
+
+    go = Signal()
+    handler = start("thread", lambda: go.wait(DEADLINE) and None, on_done)
+    go.set()
+    assert told.wait(DEADLINE)
+    assert seen == [False]
+
+
+def test_a_thread_leaves_nothing_of_its_own_to_the_next_one() -> None:
+    """Failed: threading kept what it had made for the current thread, and a later thread of the same number got it."""
+    names: list[str] = []
+    for _ in range(3):
+        before = set(threading.enumerate())
+
+        def body() -> None:
+            thread = threading.current_thread()
+            names.append(thread.name)
+            thread.name = "whose?"
+
+        handler = start("thread", body)
+        assert handler.done.wait(DEADLINE)
+        assert set(threading.enumerate()) <= before
+    assert "whose?" not in names
+
+
 @kinds
 @own_thread
 def test_the_stack_tells_where_the_body_is(kind: str) -> None:
