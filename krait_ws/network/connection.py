@@ -5,8 +5,9 @@ socket. Its life::
 
     open      reads and writes; pauses reading while the session has no room
     closing   ``close`` was called: what is queued is sent, then the close frame; the peer's is waited for
-    ending    both close frames are through: our half of TCP is shut, the rest is read away (RFC 6455 section 7.1.1)
-    gone      the socket is closed
+    ending    the peer's close frame, or its fault, came first and ours has been sent: our half of TCP is shut, the rest
+              is read away (RFC 6455 section 7.1.1)
+    gone      the socket is closed; at once when the peer answers our close frame
 
 From closing on a timer runs: a peer that does not do its part within ``close_timeout`` is cut off.
 """
@@ -127,7 +128,7 @@ class Connection:
                 self._read()
             else:
                 self._gone()  # reading is paused and not watched: this is an error or a hang-up
-        elif events == HANGUP:
+        elif events & HANGUP:
             self._hang_up()
         if events & WRITE and self._unsent is not None:
             self._send(self._unsent)
@@ -268,8 +269,8 @@ class Connection:
             self._session.fail(protocol.close_code, protocol.close_reason)  # it will call close
         else:
             self._session.end(protocol.close_code, protocol.close_reason)
-            if before is _CLOSE_SENT:
-                self._gone()  # the peer has answered our close frame: no reset can destroy it any more
+            if before is _CLOSE_SENT and protocol.is_answered and self._unsent is None:
+                self._gone()  # both close frames have gone and nothing is unread: no reset can destroy ours any more
             else:
                 self.flush()
 

@@ -23,8 +23,8 @@ class Ready(Protocol):
     """A watched socket's owner."""
 
     def on_ready(self, events: int) -> None:
-        """``events`` has READ, WRITE or both, or is HANGUP alone: the peer will send nothing more. Errors report as
-        both READ and WRITE."""
+        """``events`` has READ, WRITE or both, or HANGUP in READ's place: the peer will send nothing more. Errors report
+        as both READ and WRITE."""
 
     def abort(self) -> None:
         """It failed: let go of the socket at once."""
@@ -140,6 +140,7 @@ _EVENTS = (
         select.EPOLLOUT: WRITE,
         select.EPOLLIN | select.EPOLLOUT: READ | WRITE,
         select.EPOLLRDHUP: HANGUP,
+        select.EPOLLRDHUP | select.EPOLLOUT: HANGUP | WRITE,
     }
     if sys.platform == "linux"
     else {}

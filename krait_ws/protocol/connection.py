@@ -53,13 +53,14 @@ class ProtocolState(MessageReader):
     (section 7.1.5). ``None`` and ``""`` while it is open. ``owes`` tells that ``take_control_frames`` has something.
     """
 
-    __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "owes", "ping_payload", "state")
+    __slots__ = ("_close_frame", "_owed", "close_code", "close_reason", "is_answered", "owes", "ping_payload", "state")
 
     def __init__(self, max_message_size: int, deflate: Deflate | None = None, *, streams: bool = False) -> None:
         super().__init__(max_message_size, deflate, streams=streams)
         self.state = _OPEN
         self.close_code: int | None = None
         self.close_reason = ""
+        self.is_answered = False  # the peer's close frame has come, with which it has said all
         self.ping_payload: bytes | None = None  # of the ping that waits for its pong
         self._owed: list[bytes] | None = None  # pings, and the frames that answer pings
         self._close_frame = b""
@@ -155,6 +156,7 @@ class ProtocolState(MessageReader):
 
     def _receive_close(self, payload: bytes) -> None:
         code, reason = decode_close(payload)
+        self.is_answered = True
         if self.state is _OPEN:
             self._set_close(code, reason)
             self._owe_close(encode_control(CLOSE, payload[:2]))  # the echo carries the code (section 5.5.1)
