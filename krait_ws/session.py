@@ -400,9 +400,8 @@ class Session:
             if self._ended:
                 return False
             self._ended = True
-        code, reason = self._fault or (code, reason)  # a handler that returns meanwhile does not change what happened
-        self.close_code = code
-        self.close_reason = reason
+            # A handler that returns meanwhile does not change what happened. Whoever sees that it has ended sees why.
+            self.close_code, self.close_reason = self._fault or (code, reason)
         self.stop()
         self._call_on_stop()
         self.ended.set()
