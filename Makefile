@@ -7,21 +7,27 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 SITE ?= sites
 
+JOBS ?= 4
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
 
-.PHONY: run test test-clients check conformance fuzz soak bench install clean
+.PHONY: run test test-pythons test-clients check conformance fuzz soak bench install clean
 
 run: $(VENV)/installed
 	$(BIN)/krait-ws serve $(SITE) --host $(HOST) --port $(PORT)
 
+# Most tests wait for sockets and threads, so more of them run at once than there are cores.
 test: $(VENV)/installed-tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+# The core's tests with every other Python from 3.10 to 3.13 that is on the path or of pyenv.
+test-pythons: $(VENV)/bin/python
+	.ci/pythons $(BIN)/python
 
 # The real client packages against the sites; each is installed into an environment of its own, under .venv-clients.
 test-clients: $(VENV)/installed-tests
 	$(BIN)/python tests/clients/environments.py
-	$(BIN)/python -m pytest $(or $(TESTS),tests/clients)
+	$(BIN)/python -m pytest -n $(JOBS) $(or $(TESTS),tests/clients)
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .
@@ -58,5 +64,5 @@ $(VENV)/installed-tests: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-clients build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* .venv-clients build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

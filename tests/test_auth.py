@@ -198,7 +198,9 @@ def test_a_signed_cookie_comes_back() -> None:
         "session=A" + signed("ada").partition(";")[0].partition("=")[2],
         "session=" + "x" * 100_000,
     ],
-)
+    ids=["none", "empty", "no signature", "dots", "another name", "signed for another name", "another secret",
+         "longer signature", "longer value", "very long"],
+)  # fmt: skip
 def test_what_is_no_signed_cookie_of_ours_keeps_out(cookie: str) -> None:
     with pytest.raises(auth.Unauthorized) as error:
         auth.require_signed_cookie(with_cookie(cookie), "session", SECRET)

@@ -400,7 +400,7 @@ def test_on_in_message_internal_excludes_other_threads() -> None:
         (memoryview(b"view"), b"view"),
         (memoryview(b"every second")[::2], b"eeyscn"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_may_be_pushed(pushed: Any, queued: str | bytes) -> None:
     instance = WebsocketsCtrlBase()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -307,7 +308,8 @@ def test_requests_that_are_none(site: SiteServer, request_bytes: bytes) -> None:
     client = RawClient(site.port, upgrade=False)
     try:
         client.send(request_bytes)
-        client.half_close()
+        with suppress(OSError):  # it may have been answered and ended before it was read whole
+            client.half_close()
         received = b""
         try:
             while data := client.sock.recv(1 << 16):
