@@ -1,7 +1,8 @@
 """Scripts draw and panels show: what one peer says goes to all other peers of its room.
 
 Every message is text with one JSON object that has a `module` (or `component`) and a `type`; anything else is dropped.
-`system/announce` says who is there: it is kept for those who come later. All other messages go on unchanged.
+`system/announce` says who is there: it is kept for those who announce themselves later. All other messages go on
+unchanged.
 
 The rooms live in this process; with several worker processes the peers of different workers do not meet.
 """
@@ -14,7 +15,7 @@ import time
 from typing import Any
 
 from krait_ws.groups import Group
-from krait_ws.websockets import WebsocketsCtrlBase
+from krait_ws.websockets import WebsocketsCtrlBase, broadcast
 
 MAX_ROOMS = 1000
 MAX_PEERS = 100  # in a room
@@ -29,23 +30,26 @@ class Room:
     """
 
     def __init__(self) -> None:
-        self.group = Group(max_keys=MAX_PEERS)
+        self.group = Group(max_keys=0)
         self._lock = threading.Lock()
-        self._owners: dict[str, Peer] = {}  # peer id -> who announced it last; guarded by _lock
+        self._online: dict[str, tuple[Peer, str]] = {}  # peer id -> who announced it last, and how; guarded by _lock
 
     def say_online(self, peer: Peer, peer_id: str, text: str) -> None:
-        """Keeps the announcement and tells the others. A peer that comes back may be here before its end was noticed:
-        the id is then its new connection's."""
+        """Tells the peer which others are online, each time that it says so, keeps its announcement and tells the
+        others. A peer that comes back may be here before its end was noticed: the id is then its new connection's."""
         with self._lock:
-            self._owners[peer_id] = peer
-            self.group.publish(text, key=peer_id, but=peer)
+            for other_id, (_, announcement) in self._online.items():
+                if other_id != peer_id:
+                    broadcast([peer], announcement)
+            self._online[peer_id] = (peer, text)
+            self.group.publish(text, but=peer)
 
     def say_offline(self, peer: Peer, peer_id: str, text: str) -> None:
-        """Tells the others, unless the id has a new owner by now."""
+        """Tells the others, unless the id is that of another connection."""
         with self._lock:
-            if self._owners.get(peer_id) is peer:
-                del self._owners[peer_id]
-                self.group.forget(peer_id)
+            owner, _ = self._online.get(peer_id, (peer, ""))
+            if owner is peer:
+                self._online.pop(peer_id, None)
                 self.group.publish(text, but=peer)
 
 
@@ -60,8 +64,7 @@ class Rooms:
         self._rooms: dict[str, tuple[Room, set[Peer]]] = {}  # guarded by _lock
 
     def enter(self, peer: Peer, name: str) -> Room | None:
-        """The peer's room, which it hears from now on: first who is online, then all that is said. None when there is
-        no room for it."""
+        """The peer's room, in which it hears from now on what is said. None when there is no room for it."""
         with self._lock:
             room, peers = self._rooms.get(name) or (Room(), set())
             if len(peers) >= MAX_PEERS or (not peers and len(self._rooms) >= MAX_ROOMS):
@@ -189,6 +192,9 @@ def is_presence(payload: Any) -> bool:
 
 
 def offline_text(announced: dict[str, Any]) -> str:
-    """What a peer would have said, had it said goodbye."""
-    payload = {**announced["payload"], "status": "offline", "timestamp": int(time.time() * 1000)}
-    return json.dumps({**announced, "payload": payload})
+    """What a peer would have said, had it said goodbye. Of its own words only those that are known: Python reads 1e999
+    as a number, too, and would write what is no JSON."""
+    payload = {name: announced["payload"][name] for name in ("peerId", "role", "version")}
+    payload |= {"status": "offline", "timestamp": int(time.time() * 1000)}
+    word = "module" if "module" in announced else "component"
+    return json.dumps({"id": 0, word: "system", "type": "announce", "payload": payload})

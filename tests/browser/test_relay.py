@@ -29,6 +29,10 @@ def tell(script: Client, module: str, kind: str, target: str | None = None, **pa
     script.send(json.dumps({"id": 0, "module": module, "type": kind, "target": target, "payload": payload}))
 
 
+def say_online(script: Client) -> None:
+    tell(script, "system", "announce", peerId="script", role="hero", status="online", version="1", timestamp=1)
+
+
 def heard(script: Client, kind: str) -> dict[str, Any]:
     """The next message of this type."""
     while True:
@@ -41,6 +45,7 @@ def heard(script: Client, kind: str) -> dict[str, Any]:
 def script_in(demos: SiteServer, room: str) -> Iterator[Client]:
     """A script that has heard of the panel, which therefore hears it."""
     with demos.connect(f"/relay/?room={room}") as script:
+        say_online(script)
         assert heard(script, "announce")["payload"]["role"] == "sidekick"
         yield script
 
@@ -137,6 +142,7 @@ def test_the_panel_is_served_by_its_own_site_too(browser: Any, krait_site: Calla
         assert missing == []
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgba(0, 0, 0, 0)"
         with site.connect("/") as script:
+            say_online(script)
             assert json.loads(script.receive())["payload"]["role"] == "sidekick"
     finally:
         page.close()

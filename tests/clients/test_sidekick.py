@@ -223,8 +223,9 @@ def test_offline_is_announced_once(site: SiteServer, start: Callable[..., Progra
     eventually(lambda: len(site.server.sessions) == 1, what="the end of the script's connection")
     panel.expect_nothing()
     assert script.all_of("thread_raised") == []
-    with site.connect("/") as late:
-        assert json.loads(late.receive(PATIENCE))["payload"]["peerId"] == "panel"
+    late = Panel(site, peer_id="late")
+    assert late.receive()["payload"]["peerId"] == "panel"
+    late.client.close()
     panel.client.close()
 
 

@@ -121,6 +121,10 @@ def old_token(seconds: float, secret: str = SECRET) -> str:
     return made
 
 
+SECONDS_OLD = (86397, 86392, 86380)
+"""Tokens that will soon be too old. Where the machine is so slow that one is at once, the test takes the next."""
+
+
 def globals_of(module: str) -> dict[str, Any]:
     (found,) = [loaded for name, loaded in sys.modules.items() if name.endswith(f".{module}")]
     return vars(found)
@@ -190,8 +194,15 @@ def test_a_token_is_good_after_a_restart(krait_site: Callable[..., SiteServer], 
         assert event(client) == (subscription, INITIAL)
 
 
+def greeted_for_a_moment(director: Director) -> Client:
+    for seconds in SECONDS_OLD:
+        with suppress(Refused):
+            return director.greeted(old_token(seconds))[0]
+    raise AssertionError("too slow")
+
+
 def test_a_token_that_becomes_too_old_ends_the_connection(director: Director) -> None:
-    client, _ = director.greeted(old_token(86397))
+    client = greeted_for_a_moment(director)
 
     def keep_talking() -> None:  # that makes it no better
         deadline = time.monotonic() + PATIENCE
@@ -206,7 +217,7 @@ def test_a_token_that_becomes_too_old_ends_the_connection(director: Director) ->
 
 
 def test_a_token_that_becomes_too_old_ends_a_silent_connection(director: Director) -> None:
-    client, _ = director.greeted(old_token(86397))
+    client = greeted_for_a_moment(director)
     assert client.expect_close(4401, PATIENCE) == "the token has expired"
 
 

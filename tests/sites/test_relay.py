@@ -71,6 +71,13 @@ def presence(client: Client) -> tuple[str, str]:
     return message["payload"]["peerId"], message["payload"]["status"]
 
 
+def expect_nobody_online(late: Client, other: Client) -> None:
+    """Who says online now is told of nobody."""
+    late.send(announcement("late", "sidekick"))
+    other.expect(announcement("late", "sidekick"), PATIENCE)
+    expect_nothing_before(late, other)
+
+
 def expect_nothing_before(client: Client, other: Client) -> None:
     """What comes next to ``client`` is what ``other`` says now."""
     other.send(command("sentinel"))
@@ -82,11 +89,29 @@ def test_a_newcomer_learns_who_is_online_and_is_announced(relay: Callable[..., C
         panel.send(announcement("panel", "sidekick"))
         script.expect(announcement("panel", "sidekick"))
         with relay() as late:
+            expect_nothing_before(late, script)  # it has not said who it is
+            panel.expect(command("sentinel"), PATIENCE)
             late.send(announcement("late", "sidekick"))
-            late.expect(announcement("panel", "sidekick"))
+            late.expect(announcement("panel", "sidekick"), PATIENCE)
             for client in (panel, script):
-                client.expect(announcement("late", "sidekick"))
+                client.expect(announcement("late", "sidekick"), PATIENCE)
             expect_nothing_before(late, script)
+
+
+def test_who_says_online_again_is_told_again_who_is(relay: Callable[..., Client]) -> None:
+    with relay() as panel, relay() as script, relay() as late:
+        panel.send(announcement("panel", "sidekick"))
+        script.expect(announcement("panel", "sidekick"), PATIENCE)
+        for version in ("1", "2"):
+            script.send(announcement("script", version=version))
+            script.expect(announcement("panel", "sidekick"), PATIENCE)
+            panel.expect(announcement("script", version=version), PATIENCE)
+        for expected in (announcement("panel", "sidekick"), *(announcement("script", version=v) for v in "12")):
+            late.expect(expected, PATIENCE)
+        late.send(announcement("late"))
+        late.expect(announcement("panel", "sidekick"), PATIENCE)
+        late.expect(announcement("script", version="2"), PATIENCE)
+        expect_nothing_before(late, script)
 
 
 def test_messages_go_to_all_others_as_they_came_and_in_order(relay: Callable[..., Client]) -> None:
@@ -143,7 +168,7 @@ def test_a_wrong_message_is_dropped_and_the_connection_stays(krait_site: Serve, 
         one.send(wrong)
         expect_nothing_before(two, one)
         with join(site) as late:
-            expect_nothing_before(late, one)
+            expect_nobody_online(late, one)
 
 
 def test_a_message_that_is_too_large_ends_its_own_connection_only(relay: Callable[..., Client]) -> None:
@@ -161,7 +186,7 @@ def test_rooms_hear_nothing_of_each_other(relay: Callable[..., Client]) -> None:
         three.expect(command("for a"))
         expect_nothing_before(two, four)
         with relay("b") as late:
-            expect_nothing_before(late, two)
+            expect_nobody_online(late, two)
 
 
 def test_a_room_has_a_name_of_a_certain_size(krait_site: Serve) -> None:
@@ -187,9 +212,11 @@ def test_a_peer_that_is_lost_is_announced_offline_once(krait_site: Serve, end: s
         expected = json.loads(announcement("script", status="offline"))
         del expected["payload"]["timestamp"]
         assert offline == expected
+        assert presence(other) == ("script", "online")
+        assert presence(other) == ("script", "offline")
         expect_nothing_before(panel, other)
         with join(site) as late:
-            expect_nothing_before(late, other)
+            expect_nobody_online(late, other)
 
 
 def test_a_peer_that_says_offline_stays_and_is_not_announced_again(relay: Callable[..., Client]) -> None:
@@ -201,8 +228,27 @@ def test_a_peer_that_says_offline_stays_and_is_not_announced_again(relay: Callab
         expect_nothing_before(panel, script)  # the connection stays
         script.close()
         expect_nothing_before(panel, other)
+        assert [presence(other), presence(other)] == [("script", "online"), ("script", "offline")]
+        other.expect(command("sentinel"), PATIENCE)
         with relay() as late:
-            expect_nothing_before(late, other)
+            expect_nobody_online(late, other)
+
+
+def test_offline_goes_to_the_others_whether_or_not_it_was_online(relay: Callable[..., Client]) -> None:
+    with relay() as panel, relay() as script:
+        script.send(announcement("script", status="offline"))
+        assert presence(panel) == ("script", "offline")
+        expect_nothing_before(panel, script)
+
+
+def test_what_is_said_for_a_lost_peer_is_json_whatever_it_had_said(relay: Callable[..., Client]) -> None:
+    with relay() as panel:
+        script = relay()
+        script.send(announcement("script").replace('"timestamp": 1', '"timestamp": 1, "more": 1e999'))
+        assert presence(panel) == ("script", "online")
+        script.close()
+        assert "Infinity" not in (said := panel.receive(PATIENCE))
+        assert json.loads(said)["payload"]["status"] == "offline"
 
 
 def test_a_peer_that_comes_back_before_its_end_was_noticed_stays_online(relay: Callable[..., Client]) -> None:
@@ -215,7 +261,10 @@ def test_a_peer_that_comes_back_before_its_end_was_noticed_stays_online(relay: C
         old.close()
         expect_nothing_before(panel, other)
         with relay() as late:
+            late.send(announcement("late"))
             assert presence(late) == ("script", "online")
+            assert presence(panel) == ("late", "online")
+        assert presence(panel) == ("late", "offline")
         new.close()
         assert presence(panel) == ("script", "offline")
 
@@ -234,6 +283,7 @@ def test_nobody_says_offline_for_another(relay: Callable[..., Client]) -> None:
         foe.send(announcement("script", status="offline"))
         expect_nothing_before(panel, foe)
         with relay() as late:
+            late.send(announcement("late"))
             assert presence(late) == ("script", "online")
 
 
