@@ -22,6 +22,11 @@ from __future__ import annotations
 from krait_ws.errors import KraitError
 
 
+def printable(text: str) -> str:
+    """Words of a server, in one line that may be logged."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 class ClientError(KraitError):
     """Root of every exception that ``krait_ws.client`` raises on its own account."""
 
@@ -68,7 +73,7 @@ class ConnectionClosedError(ClientError):
     """
 
     def __init__(self, code: int, reason: str = "") -> None:
-        super().__init__(f"the connection is closed: {code} {reason}".rstrip())
+        super().__init__(f"the connection is closed: {code} {printable(reason)}".rstrip())
         self.code = code
         self.reason = reason
 

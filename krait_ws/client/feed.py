@@ -21,6 +21,9 @@ INBOX_SIZE = 1024
 """Messages that wait for the stream's callbacks; beyond that the connection is not read and TCP makes the server
 wait."""
 
+INBOX_BYTES = 16 << 20
+"""The same for what the messages hold, in bytes or characters."""
+
 Greeting = Callable[[Link], object]
 """Called with each new connection before its first message is read; may send and receive."""
 
@@ -61,6 +64,7 @@ class Inbox:
     def __init__(self, size: int = INBOX_SIZE) -> None:
         self._size = size
         self._items: deque[Item] = deque()  # guarded by _changed
+        self._bytes = 0  # in the messages of _items; guarded by _changed
         self._is_interrupted = False  # guarded by _changed
         self._changed = threading.Condition()
 
@@ -68,9 +72,10 @@ class Inbox:
         """Adds an item, once there is room; what a silenced feed brings is dropped."""
         with self._changed:
             if isinstance(item, Arrived):
-                self._changed.wait_for(lambda: len(self._items) < self._size or item.feed.is_silent)
+                self._changed.wait_for(lambda: not self._is_full_locked() or item.feed.is_silent)
             if not item.feed.is_silent:
                 self._items.append(item)
+                self._bytes += _size(item)
                 self._changed.notify_all()
 
     def take(self, deadline: float | None) -> Item | None:
@@ -80,8 +85,10 @@ class Inbox:
             self._changed.wait_for(lambda: self._items or self._is_interrupted, timeout)
             if self._is_interrupted or not self._items:
                 return None
+            was_full = self._is_full_locked()
             item = self._items.popleft()
-            if len(self._items) == self._size - 1:
+            self._bytes -= _size(item)
+            if was_full and not self._is_full_locked():
                 self._changed.notify_all()
             return item
 
@@ -96,7 +103,15 @@ class Inbox:
         with self._changed:
             feed.is_silent = True
             self._items = deque(item for item in self._items if item.feed is not feed)
+            self._bytes = sum(map(_size, self._items))
             self._changed.notify_all()
+
+    def _is_full_locked(self) -> bool:
+        return len(self._items) >= self._size or self._bytes >= INBOX_BYTES
+
+
+def _size(item: Item) -> int:
+    return len(item.message) if isinstance(item, Arrived) else 0
 
 
 class Feed:
@@ -170,7 +185,7 @@ class Feed:
             self._pass_on(link)
         except ClientError as error:
             ended = error
-        except Exception as error:  # a greeting, or what gets credentials: the user's code
+        except BaseException as error:  # a greeting, or what gets credentials: the user's code, sys.exit too
             ended = ConnectionUnavailableError(f"{self._transport.place}: {error!r}")
             ended.__cause__ = error
         if self.link is not None:

@@ -5,26 +5,34 @@ Comes in: messages from any thread. Goes out: messages in the order of arrival, 
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from contextlib import suppress
+from typing import Any
 
-from websockets.exceptions import ConcurrencyError, ConnectionClosed
+from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidStatus
+from websockets.http11 import Response
 from websockets.protocol import OPEN, Event
 from websockets.sync.client import ClientConnection
 
-from krait_ws.client.errors import ConnectionBusyError, ConnectionClosedError
+from krait_ws.client.errors import ConnectionBusyError, ConnectionClosedError, ConnectionUnavailableError
 
 Message = str | bytes
 """Text is ``str``, binary is ``bytes``."""
 
 
 class Link:
-    """One open connection. It never comes back once it is over. Thread: any; one reader at a time."""
+    """One open connection. It never comes back once it is over. Thread: any; one reader at a time.
+
+    In a forked child it is the parent's: there its methods raise ``ConnectionUnavailableError``, and to close does
+    nothing.
+    """
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
+        self._process = os.getpid()
 
     @property
     def is_open(self) -> bool:
@@ -50,6 +58,7 @@ class Link:
         """
         if not isinstance(message, str | bytes | bytearray | memoryview):
             raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")
+        self._check_process()
         try:
             self._websocket.send(message)
         except ConnectionClosed as closed:
@@ -66,6 +75,7 @@ class Link:
             ConnectionClosedError: The connection is over.
             ConnectionBusyError: Another thread is receiving.
         """
+        self._check_process()
         try:
             return self._websocket.recv(timeout)
         except TimeoutError:
@@ -82,6 +92,7 @@ class Link:
             TimeoutError: No pong came in time. The connection stays as it is.
             ConnectionClosedError: The connection is over.
         """
+        self._check_process()
         try:
             sent_at = time.monotonic()
             answered = self._websocket.ping(ack_on_close=True)
@@ -97,20 +108,53 @@ class Link:
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Closes with the closing handshake, within ``close_timeout`` seconds. What was not received yet is dropped.
 
-        Who is in ``recv`` is woken. Never raises because of the other side; again it does nothing.
+        Who is in ``recv`` is woken, and who is stuck in ``send`` when that time is up. Never raises because of the
+        other side; again it does nothing.
 
         Raises:
             ValueError: The code or the reason cannot be sent (RFC 6455 section 7.4).
         """
         check_close(code, reason)
-        self._websocket.discard()
-        self._websocket.close(code, reason)
+        if self._is_parents:
+            return
+        # The close frame waits for a message that is being sent, which may take as long as send_timeout.
+        deadline = threading.Timer(self._websocket.close_timeout or 0, self._websocket.cut)
+        deadline.daemon = True
+        try:
+            deadline.start()
+        except RuntimeError:  # no more threads
+            self.abort()
+            return
+        try:
+            self._websocket.discard()
+            self._websocket.close(code, reason)
+        finally:
+            deadline.cancel()
+            deadline.join()
         self._websocket.join()
 
     def abort(self) -> None:
         """Ends the connection at once, without a close frame. Wakes a ``send`` that is stuck, too."""
+        if self._is_parents:
+            return
         self._websocket.cut()
         self._websocket.join()
+
+    @property
+    def _is_parents(self) -> bool:
+        return os.getpid() != self._process
+
+    def _check_process(self) -> None:
+        if self._is_parents:
+            raise ConnectionUnavailableError("the connection belongs to the parent process: make one after the fork")
+
+
+class Refusal(Exception):
+    """The answer to an upgrade was not 101."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
 
 
 class WebSocket(ClientConnection):
@@ -118,6 +162,14 @@ class WebSocket(ClientConnection):
 
     last_frame_at = 0.0
     _discards = False
+
+    def handshake(self, *arguments: Any, **options: Any) -> None:
+        """Turns a refusal into an exception that the package does not know: it would follow a redirect to wherever the
+        server says, with all headers but the usual ones that carry credentials."""
+        try:
+            super().handshake(*arguments, **options)
+        except InvalidStatus as error:
+            raise Refusal(error.response) from error
 
     def process_event(self, event: Event) -> None:
         self.last_frame_at = time.monotonic()

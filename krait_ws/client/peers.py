@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from krait_ws.client.errors import ClientError, PeerTimeoutError
+from krait_ws.client.errors import ClientError, ConnectionUnavailableError, PeerTimeoutError
 from krait_ws.client.link import Link
-from krait_ws.client.listeners import Listeners
+from krait_ws.client.listeners import Listeners, log
 from krait_ws.client.status import ENDS, OPEN, Event, Status
 from krait_ws.client.stream import EventStream
 from krait_ws.client.subscriptions import EVERYTHING, EventCallback, Subscriptions
 from krait_ws.version import __version__
+
+MOST_PEERS = 10_000
+"""Others who are online at the same time; a relay that announces more is not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class Peers:
 
     It says online with each new connection, so also after a loss, and offline when the stream is stopped, in whichever
     way: ``shutdown``, ``stream.stop``, the end of the program. Whether it reconnects is for the stream's backoff to
-        say; with
-    ``Backoff(attempts=0)`` it never does, and ``run_forever`` raises what ended it.
+    say; with ``Backoff(attempts=0)`` it never does, and ``run_forever`` raises what ended it.
 
     Callbacks get an ``Event`` whose ``data`` is the message, run in the stream's thread, one at a time, and never under
     a lock: a slow one keeps no other thread from sending. They may send and shut down.
@@ -106,18 +108,19 @@ class Peers:
             module: Whom it concerns, for example ``"grid"``.
             kind: What it is, the ``type`` of the message.
             target: The instance that is meant, if it is one.
-            payload: What JSON can hold; left out when it is ``None``.
+            payload: What JSON can hold, so no NaN and no infinity; left out when it is ``None``.
             number: The ``id`` of the message.
 
         Raises:
             ConnectionUnavailableError, ConnectionClosedError: As ``EventStream.send``.
+            TypeError, ValueError: JSON cannot hold the payload.
         """
         message: dict[str, Any] = {"id": number, "module": module, "type": kind}
         if target is not None:
             message["target"] = target
         if payload is not None:
             message["payload"] = payload
-        self.stream.send(json.dumps(message))
+        self.stream.send(json.dumps(message, allow_nan=False))
 
     def start(self) -> Peers:
         """Starts the stream; again it changes nothing."""
@@ -141,8 +144,9 @@ class Peers:
             ready = self._ready()
         if ready is not None:
             return ready
-        if self.stream.status in ENDS and self.stream.error is not None:
-            raise self.stream.error
+        if self.stream.status in ENDS:
+            place, status = self.stream.transport.place, self.stream.status
+            raise self.stream.error or ConnectionUnavailableError(f"{place}: {status.value}")
         raise PeerTimeoutError(self._what_to_check(timeout))
 
     def run_forever(self) -> None:
@@ -193,6 +197,9 @@ class Peers:
         is_online = payload.get("status") == "online"
         with self._changed:
             was_online = peer.peer_id in self._online
+            if is_online and not was_online and len(self._online) >= MOST_PEERS:
+                log.warning("%s: more than %d peers; one is left out", self.stream.transport.place, MOST_PEERS)
+                return
             if is_online:
                 self._online[peer.peer_id] = peer
             else:

@@ -203,7 +203,11 @@ class Pool:
             self._give_back(connection, discard)
         else:
             name = "krait-client-drain"
-            threading.Thread(target=self._drain_away, args=(connection,), name=name, daemon=True).start()
+            drain = threading.Thread(target=self._drain_away, args=(connection,), name=name, daemon=True)
+            try:
+                drain.start()
+            except RuntimeError:  # no more threads: the place must not be lost with the drain
+                self._give_back(connection, discard=True)
 
     @contextmanager
     def session(self, timeout: float | None = 10.0) -> Iterator[Connection]:
@@ -406,7 +410,13 @@ class Pool:
 def _together(function: Callable[[Connection], None], connections: list[Connection]) -> None:
     """Calls it for all at the same time, for each may have to wait for the server. Returns when all are done."""
     threads = [threading.Thread(target=function, args=(connection,), daemon=True) for connection in connections]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    started = []
+    for thread, connection in zip(threads, connections, strict=True):
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads: one after the other then, for whoever waits for a place
+            function(connection)
+        else:
+            started.append(thread)
+    for thread in started:
         thread.join()

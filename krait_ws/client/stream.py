@@ -7,7 +7,9 @@ work; everything here may be called from any thread.
 from __future__ import annotations
 
 import atexit
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from datetime import datetime
@@ -28,9 +30,13 @@ _own = threading.local()  # .stream is the one whose thread this is
 
 @atexit.register
 def _stop_all() -> None:
-    """A program that ends says goodbye."""
-    for stream in list(_running):
-        stream.stop()
+    """A program that ends says goodbye: all streams at the same time, so that many take no longer than one."""
+    streams = list(_running)
+    for stream in streams:
+        stream.stop(0)
+    began = time.monotonic()
+    for stream in streams:
+        stream.stop(max(0.0, began + stream._stop_timeout - time.monotonic()))
 
 
 class EventStream:
@@ -56,7 +62,8 @@ class EventStream:
 
     Callbacks run in the stream's thread, one at a time, in the order in which things happened, and never under a lock.
     One that raises is logged. One that is slow delays the others; nothing is lost meanwhile, but beyond 1024 waiting
-    messages the connection is not read, and when that lasts longer than the transport's pings allow it counts as lost.
+    messages or 16 MiB the connection is not read, and when that lasts longer than the transport's pings allow it counts
+    as lost.
 
     With ``renew_every`` a fresh connection takes over from the old one while the stream stays CONNECTED. No event is
     lost and none comes twice when these hold: an event reaches two connections of the same client at most ``sync_max``
@@ -99,6 +106,7 @@ class EventStream:
         self._changed = self._state.changed
         self._thread: threading.Thread | None = None  # guarded by _changed, as the next
         self._supervisor: Supervisor | None = None  # while it runs
+        self._process: int | None = None  # in which it was started
 
     @property
     def transport(self) -> Transport:
@@ -168,6 +176,7 @@ class EventStream:
             ConnectionUnavailableError: There is no connection now.
             ConnectionClosedError: The connection is over, or it was lost while sending.
         """
+        self._check_process()
         while True:
             with self._changed:
                 link = self._state.link if self._state.status in OPEN else None
@@ -187,7 +196,9 @@ class EventStream:
 
         Raises:
             RuntimeError: The stream is ending: it is started again from one of its callbacks, or is not over in time.
+            ConnectionUnavailableError: It was started before a fork, in the parent.
         """
+        self._check_process()
         with self._changed:
             if self._supervisor is not None:
                 return self
@@ -196,6 +207,7 @@ class EventStream:
             raise RuntimeError("the stream is still ending; start it when it is over, not from its callbacks")
         with self._changed:
             if self._thread is last:
+                self._process = os.getpid()
                 self._supervisor = Supervisor(self._plan, self._callbacks, self._state, self._enter_thread)
                 self._state.status, self._state.error = Status.INITIALIZING, None
                 self._thread = threading.Thread(
@@ -212,8 +224,11 @@ class EventStream:
             timeout: Seconds to wait; by default the transport's ``close_timeout`` and 5 more.
 
         Returns:
-            Whether it is over. It is not when it was called from a callback, or while one takes its time.
+            Whether it is over. It is not when it was called from a callback, or while one takes its time. In a forked
+            child there is nothing to do: the stream is the parent's.
         """
+        if self._is_parents:
+            return True
         with self._changed:
             thread, supervisor, self._supervisor = self._thread, self._supervisor, None
         if supervisor is not None:
@@ -265,7 +280,9 @@ class EventStream:
 
         Raises:
             RuntimeError: This is one of the stream's own threads.
+            ConnectionUnavailableError: The stream is that of the parent process.
         """
+        self._check_process()
         if self._is_own_thread():
             raise RuntimeError("a callback of the stream must not wait for the stream")
 
@@ -278,6 +295,14 @@ class EventStream:
     @property
     def _stop_timeout(self) -> float:
         return self.transport.close_timeout + 5
+
+    @property
+    def _is_parents(self) -> bool:
+        return self._process not in (None, os.getpid())
+
+    def _check_process(self) -> None:
+        if self._is_parents:
+            raise ConnectionUnavailableError("the stream belongs to the parent process: make one after the fork")
 
     def _is_own_thread(self) -> bool:
         return getattr(_own, "stream", None) is self

@@ -89,6 +89,7 @@ class Supervisor:
         self._takeover: Takeover | None = None
         self._renew_at = float("inf")
         self._renewal_failures = 0
+        self._open_since = float("inf")
 
     def run(self) -> ClientError | None:
         """Keeps a connection open until it is not worth it any more: why, or ``None`` after ``interrupt``."""
@@ -110,11 +111,11 @@ class Supervisor:
     def _keep_open(self) -> ClientError:
         failures = 0
         while True:
-            started_at = time.monotonic()
+            self._open_since = float("inf")
             error = self._live()
             self._leave_connections()
             if self._state.status in OPEN:
-                if time.monotonic() - started_at >= self._plan.backoff.stable_after:
+                if time.monotonic() - self._open_since >= self._plan.backoff.stable_after:
                     failures = 0
                 self._callbacks.become(self._state, Status.LOST_CONNECTION, error)
             delay = self._delay(failures, error) if self._next is None else 0.0
@@ -134,6 +135,7 @@ class Supervisor:
             return opened.error
         if opened is None:
             return _not_greeted(feed, self._plan.transport)
+        self._open_since = opened.at
         self._set_feed(feed)  # it has a link now
         self._sync(opened.at)
         while True:
@@ -253,7 +255,9 @@ class Supervisor:
         if self._plan.identity is None:
             return message
         try:
-            return self._plan.identity(message)
+            identity = self._plan.identity(message)
+            hash(identity)
+            return identity
         except Exception:
             log.exception("the identity of an event cannot be told; the message itself is taken")
             return message

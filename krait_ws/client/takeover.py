@@ -22,13 +22,16 @@ Time is the time of arrival here, not that of looking: a slow callback changes n
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 
 from krait_ws.client.feed import Arrived, Feed
 from krait_ws.client.link import Message
 
 MOST_KEPT = 10_000
 """Messages that are kept of a fresh connection. When there are more, the next step comes at once."""
+
+MOST_HELD = 64 << 20
+"""The same for what the messages of both hold, in bytes or characters."""
 
 Identity = Callable[[Message], Hashable | None]
 """What makes a message the same event on both connections; ``None`` for what is no event, such as a heartbeat."""
@@ -62,7 +65,8 @@ class Takeover:
         self._identity = identity
         self._overlap = overlap
         self._longest = max(overlap, longest)
-        self._before: deque[tuple[float, Hashable]] = deque()  # brought by the old one until the new one is open
+        self._held = 0  # in the messages that the following hold
+        self._before: deque[tuple[float, int, Hashable]] = deque()  # brought by the old one until the new one is open
         self._ahead: Counter[Hashable] = Counter()  # brought by the old one, and not by the new one yet
         self._kept: list[tuple[Hashable, Arrived]] = []  # brought by the new one, and not by the old one yet …
         self._awaited: Counter[Hashable] = Counter()  # … those of them that are still to come from the old one …
@@ -99,7 +103,7 @@ class Takeover:
     def opened(self, replay: Quiet) -> None:
         """The successor's connection is open."""
         self._replay = replay
-        self._ahead.update(identity for _, identity in self._before)
+        self._ahead.update(identity for _, _, identity in self._before)
         self._before.clear()
 
     def old_brings(self, item: Arrived) -> None:
@@ -108,15 +112,17 @@ class Takeover:
         if identity is None:
             return
         if not self.is_open:
-            self._before.append((item.at, identity))
-            while self._before[0][0] < item.at - self._longest or len(self._before) > MOST_KEPT:
-                self._before.popleft()
+            self._before.append((item.at, len(item.message), identity))
+            self._held += len(item.message)
+            while self._before and (self._before[0][0] < item.at - self._longest or self._is_too_much(self._before)):
+                self._held -= self._before.popleft()[1]
         elif self._awaited[identity]:
             self._awaited[identity] -= 1
             self._caught_up[identity] += 1
             self._is_matched = True
         else:
             self._ahead[identity] += 1
+            self._held += len(item.message)
 
     def new_brings(self, item: Arrived) -> None:
         """A message of the successor, before the switch."""
@@ -127,7 +133,9 @@ class Takeover:
             return  # what is no event comes from one of the two
         if self._is_ahead(identity):
             self._is_matched = True
+            self._held -= len(item.message)
         else:
+            self._held += len(item.message)
             self._kept.append((identity, item))
             self._awaited[identity] += 1
 
@@ -135,6 +143,7 @@ class Takeover:
         """Comes before ``is_switch_due``."""
         if self._settled_at is None and self._replay is not None and (now >= self.due_at or self._is_full()):
             self._settled_at = now
+            self._held -= sum(len(item.message) for _, item in self._kept)
             self._kept.clear()
             self._awaited.clear()
             self._caught_up.clear()
@@ -163,7 +172,10 @@ class Takeover:
         return _take(self._ahead, identity)
 
     def _is_full(self) -> bool:
-        return len(self._kept) >= MOST_KEPT or len(self._ahead) >= MOST_KEPT
+        return self._is_too_much(self._kept) or self._is_too_much(self._ahead)
+
+    def _is_too_much(self, messages: Sized) -> bool:
+        return len(messages) >= MOST_KEPT or self._held >= MOST_HELD
 
 
 def _take(counts: Counter[Hashable], identity: Hashable) -> bool:

@@ -13,14 +13,15 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidProxy, InvalidURI
+from websockets.http11 import Response
 from websockets.sync.client import connect
 from websockets.uri import parse_uri
 
-from krait_ws.client.errors import AuthError, ClientError, ConnectionUnavailableError
-from krait_ws.client.link import Link, WebSocket
+from krait_ws.client.errors import AuthError, ClientError, ConnectionUnavailableError, printable
+from krait_ws.client.link import Link, Refusal, WebSocket
 
 
 class Auth(Protocol):
@@ -36,6 +37,8 @@ class Auth(Protocol):
 @dataclass(frozen=True)
 class Transport:
     """Where to connect and how. Holds no connection; one may serve any number of them. Thread: any.
+
+    A redirect is not followed, for it could lead the credentials to anybody; the error says where it points.
 
     Args:
         url: ``ws://…`` or ``wss://…``.
@@ -93,8 +96,7 @@ class Transport:
     @property
     def place(self) -> str:
         """The URL without user, password and query: what may be logged."""
-        parts = urlsplit(self.url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return _place(self.url)
 
     def open(self) -> Link:
         """Opens a connection and waits for it, at most ``open_timeout`` seconds.
@@ -206,8 +208,8 @@ class Dial:
         }
         try:
             websocket = connect(transport.url, **options).__enter__()
-        except InvalidStatus as error:
-            raise _refused(transport, error) from error
+        except Refusal as error:
+            raise _refused(transport, error.response) from error
         assert isinstance(websocket, WebSocket)
         with suppress(OSError):  # the server closed at once and the socket is gone: recv says how
             websocket.socket.settimeout(transport.send_timeout)
@@ -246,14 +248,23 @@ def _asked(transport: Transport, method: Any) -> Any:
         raise ConnectionUnavailableError(f"{transport.place}: no credentials: {error!r}") from error
 
 
-def _refused(transport: Transport, error: InvalidStatus) -> ClientError:
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _refused(transport: Transport, response: Response) -> ClientError:
     """The answer was not 101."""
-    status, headers = error.response.status_code, error.response.headers
-    body = bytes(error.response.body or b"")[:200].decode("utf-8", "replace").strip()
+    status, headers = response.status_code, response.headers
+    body = printable(bytes(response.body or b"")[:200].decode("utf-8", "replace"))
     reason = f"{transport.place} answered {status}" + (f": {body}" if body else "")
     if status in (401, 403):
         return AuthError(reason, status=status)
-    after = headers.get("Retry-After", "")
+    if 300 <= status < 400 and (location := headers.get_all("Location")):
+        with suppress(ValueError):  # no URL
+            there = printable(_place(urljoin(transport.url, location[0])))
+            reason = f"{transport.place} answered {status} and points to {there}: use that URL if you trust it"
+    after = next(iter(headers.get_all("Retry-After")), "")
     return ConnectionUnavailableError(reason, status=status, retry_after=float(after) if after.isdecimal() else None)
 
 
@@ -263,6 +274,8 @@ def _unavailable(transport: Transport, error: Exception) -> ConnectionUnavailabl
         what = f"not open after {transport.open_timeout:g} s"
     elif isinstance(error, InvalidMessage):
         what = f"no HTTP answer came ({error.__cause__ or error})"
+    elif isinstance(error, InvalidProxy):
+        what = f"the proxy cannot be used: {error.msg}"  # its URL may have a password in it
     elif isinstance(error, InvalidHandshake):
         what = f"the upgrade failed: {error}"
     else:

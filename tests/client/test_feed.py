@@ -6,6 +6,9 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
+import pytest
+
+from krait_ws.client import feed as feed_module
 from krait_ws.client.feed import Arrived, Ended, Inbox
 from tests.helpers import Task
 
@@ -27,6 +30,20 @@ def test_a_full_inbox_makes_its_feed_wait_until_there_is_room() -> None:
     assert inbox.take(None) is items[0]
     waiting.result()
     assert [inbox.take(0), inbox.take(0), inbox.take(0)] == [items[1], items[2], None]
+
+
+def test_large_messages_fill_an_inbox_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "INBOX_BYTES", 10)
+    inbox, feed = Inbox(), FakeFeed()
+    items = [item(feed, text) for text in ("x" * 9, "x" * 100, "last")]
+    inbox.put(items[0])
+    inbox.put(items[1])
+    waiting = Task(lambda: inbox.put(items[2])).until_blocked()
+    assert inbox.take(None) is items[0]
+    assert waiting.until_blocked().is_running
+    assert inbox.take(None) is items[1]
+    waiting.result()
+    assert [inbox.take(0), inbox.take(0)] == [items[2], None]
 
 
 def test_the_end_of_a_connection_needs_no_room() -> None:

@@ -24,6 +24,7 @@ from krait_ws.client import (
     Status,
     Transport,
 )
+from krait_ws.client import peers as peers_module
 from krait_ws.testing import SiteServer
 from tests.client.proxy import Proxy
 from tests.client.servers import websockets_serve
@@ -225,6 +226,37 @@ def test_shutdown_from_many_threads_at_once(relay: SiteServer) -> None:
         one = script(relay.port).start()
         one.stream.wait_connected(10)
         assert all(task.result() for task in [Task(one.shutdown) for _ in range(6)])
+
+
+def test_after_the_shutdown_nobody_is_waited_for(relay: SiteServer) -> None:
+    with script(relay.port) as one:
+        one.stream.wait_connected(10)
+    with pytest.raises(ConnectionUnavailableError, match="disconnected"):
+        one.wait_ready(60)
+
+
+def test_a_relay_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(peers_module, "MOST_PEERS", 3)
+
+    def serve(connection: ServerConnection) -> None:
+        connection.recv()
+        for peer_id in "abcdeca":
+            payload = {"peerId": peer_id, "role": "sidekick" if peer_id == "a" else "hero", "status": "online"}
+            connection.send(json.dumps({"module": "system", "type": "announce", "payload": payload}))
+        for _ in connection:
+            pass
+
+    with websockets_serve(serve) as port, script(port) as one:
+        one.stream.wait_connected(10)
+        assert set(one.online) == {"a", "b", "c"}
+    assert "more than 3 peers" in caplog.text
+
+
+def test_what_json_cannot_hold_is_told(relay: SiteServer) -> None:
+    with script(relay.port) as one:
+        one.stream.wait_connected(10)
+        with pytest.raises(ValueError):
+            one.send("grid", "update", payload={"x": float("nan")})
 
 
 def test_a_stream_that_renews_is_refused() -> None:

@@ -167,6 +167,28 @@ def test_who_waits_is_served_in_the_order_of_coming(talker: int) -> None:
     assert served == list(range(6))
 
 
+def test_a_newcomer_does_not_overtake_who_waits(talker: int) -> None:
+    """It has the processor when the place becomes free, and the one who waits has yet to wake up."""
+    with pool(talker, max_size=1) as talks:
+        talk = talks.acquire()
+        for number in range(50):
+            go_on = threading.Event()
+
+            def wait(go_on: threading.Event = go_on) -> None:
+                with talks.session(SOON):
+                    assert go_on.wait(SOON * 4)
+
+            waiter = Task(wait)
+            until(lambda: talks.stats().waiting == 1, "it waits")
+            talks.release(talk)
+            with pytest.raises(PoolExhaustedError):
+                talks.acquire(0 if number % 2 else 0.001)
+            go_on.set()
+            waiter.result()
+            talk = talks.acquire(SOON)
+        talks.release(talk)
+
+
 def test_one_that_gives_up_waiting_does_not_hold_the_others(talker: int) -> None:
     with pool(talker, max_size=1) as talks:
         talk = talks.acquire()
@@ -260,6 +282,23 @@ def test_a_drain_that_takes_too_long_costs_a_socket_and_no_slot(proxy: Proxy, ca
             echo(talk, "end")
         assert (talks.stats().drain_timeouts, talks.stats().opened) == (3, 4)
     assert "did not come within" in caplog.text
+
+
+def test_a_place_outlives_a_machine_without_threads(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "krait-client-drain" or isinstance(thread, threading.Timer):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    with pool(proxy.port, max_size=1, drain_condition=is_end) as talks:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with talks.session(0) as talk:
+            talk.send("silence")
+        with talks.session(0) as talk:
+            echo(talk, "end")
+        assert talks.stats().opened == 2
 
 
 def test_a_session_that_raises_gives_its_socket_up(proxy: Proxy) -> None:

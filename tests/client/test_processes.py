@@ -277,3 +277,56 @@ def test_a_fork_leaves_the_parents_connections_alone(talker: int) -> None:
         talks.close()
     """
     assert run(talker, program).split() == ["8", "parent", "parent"]
+
+
+def test_a_fork_leaves_the_parents_stream_alone(talker: int) -> None:
+    program = """
+        stream = EventStream(transport, sync_quiet=0.1)
+        heard = []
+        stream.on_event(lambda event: heard.append(event.data))
+        stream.start().wait_connected(10)
+        link = transport.open()
+        not_started = EventStream(transport, sync_quiet=0.1)
+
+        held, forked = threading.Event(), threading.Event()
+
+        def hold():
+            with stream._supervisor._inbox._changed, stream._changed:
+                held.set()
+                forked.wait()
+
+        holder = threading.Thread(target=hold, daemon=True)  # what another thread does at this moment
+        holder.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for call in (lambda: stream.send("no"), stream.start, stream.wait_connected, stream.run_forever,
+                         lambda: link.send("no"), link.recv, link.ping):
+                try:
+                    call()
+                except ConnectionUnavailableError as error:
+                    assert "fork" in str(error)
+                    refused += 1
+            assert stream.stop()
+            link.close()
+            link.abort()
+            with not_started:
+                not_started.wait_connected(10)
+            sys.exit(refused)
+        forked.set()
+        holder.join()
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status))
+        link.send("parent")
+        print(link.recv(5))
+        stream.send("of the stream")
+        deadline = time.monotonic() + 10
+        while not heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        print(heard)
+        stream.stop()
+        link.close()
+    """
+    assert run(talker, program).splitlines() == ["7", "parent", "['of the stream']"]

@@ -98,6 +98,19 @@ def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub)
     assert recorder.statuses == [*CALM, Status.DISCONNECTED]
 
 
+def test_an_identity_that_cannot_be_compared_is_logged(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """It would end the stream at its first renewal, perhaps after a day."""
+    recorder = renewing(hub, identity=lambda message: [message])
+    with recorder.stream as stream:
+        stream.wait_connected(10)
+        publish(hub, 100, 100)
+        until(lambda: len(recorder.events) == 100, "all events")
+        until(lambda: len(hub.seen) >= 2, "a renewal")
+        assert recorder.statuses == CALM
+    assert "the identity of an event cannot be told" in caplog.text
+    caplog.clear()
+
+
 def test_a_renewal_that_fails_leaves_the_old_connection(
     hub: Hub, faults: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -350,6 +350,27 @@ def test_a_greeting_that_fails_fails_the_attempt(hub: Hub) -> None:
     assert stream.statuses == [Status.INITIALIZING, Status.RECONNECTING, *FRESH[1:], Status.DISCONNECTED]
 
 
+def test_a_greeting_that_exits_fails_the_attempt(hub: Hub) -> None:
+    stream = Watched(hub.url)
+    stream.on_open(lambda link: sys.exit(1) if len(hub.seen) < 3 else None)
+    with stream:
+        stream.wait_connected(10)
+        assert isinstance(stream.error, ConnectionUnavailableError)
+        assert isinstance(stream.error.__cause__, SystemExit)
+
+
+def test_the_time_to_open_does_not_count_as_stable(hub: Hub) -> None:
+    stream = Watched(hub.url, backoff=Backoff((0.01, 60), stable_after=1.0))
+    stream.on_open(lambda link: time.sleep(1.1))
+    with stream:
+        for count in (1, 2):
+            until(lambda count=count: stream.statuses.count(Status.SYNCING) == count, "a connection")
+            hub.kick()
+            until(lambda count=count: stream.statuses.count(Status.RECONNECTING) == count, "its loss")
+        time.sleep(0.3)
+        assert len(hub.seen) == 2
+
+
 def test_a_greeting_that_hangs_is_given_up(hub: Hub) -> None:
     stream = Watched(hub.url, {"open_timeout": 0.2})
     stream.on_open(lambda link: link.recv())
@@ -697,17 +718,47 @@ def test_a_process_says_goodbye_at_its_end(hub: Hub, patch: str, ending: str) ->
     hub.wait_for(0)
 
 
+MANY = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+from krait_ws.client import EventStream, Transport
+
+transport = Transport(sys.argv[1], proxy=None, close_timeout=1.5)
+streams = [EventStream(transport, sync_quiet=0.1).start() for _ in range(10)]
+for stream in streams:
+    stream.wait_connected(20)
+print("ready", flush=True)
+signal.sigwait({signal.SIGUSR1})
+"""
+
+
+def test_many_streams_keep_a_program_no_longer_from_ending_than_one(faults: Proxy) -> None:
+    with process(MANY, faults.url("/events")) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        faults.stall()
+        began = time.monotonic()
+        running.send_signal(signal.SIGUSR1)
+        assert running.wait(30) == 0
+        assert time.monotonic() - began < 10
+    faults.cut()
+    faults.resume()
+
+
 @pytest.mark.parametrize("patch", ["", PATCH], ids=["plain", "gevent"])
 def test_ctrl_c_ends_run_forever(hub: Hub, patch: str) -> None:
-    ending = "stream.run_forever(); print(stream.status.name)"
+    waits = (
+        "wait = stream._changed.wait_for\nstream._changed.wait_for = lambda *a: (print('waits', flush=True), wait(*a))"
+    )
+    ending = f"{waits}\nstream.run_forever(); print(stream.status.name)"
     with process(SCRIPT.format(patch=patch, ending=ending), hub.url) as running:
         until(lambda: "ready" in hub.received, "the stream")
         hub.publish("end")
         until(lambda: "heard end" in hub.received, "the end")
-        time.sleep(0.3)  # so that run_forever is what is interrupted
+        assert running.stdout is not None
+        assert running.stdout.readline() == "waits\n"
         running.send_signal(signal.SIGINT)
         assert running.wait(20) == 0
-        assert running.stdout is not None
         assert running.stdout.read().split() == ["DISCONNECTED"]
 
 

@@ -111,6 +111,17 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert delivered(old, old)[:401] == [f"e{number}" for number in range(401)]
 
 
+def test_what_messages_hold_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(takeover, "MOST_HELD", 50)
+    old = numbered(0, 400, 5.0, 0.02)
+    new = [(message, at) for message, at in old if at > 10.0]
+    assert delivered(old, new)[:401] == [f"e{number}" for number in range(401)]
+    one = make()
+    for number in range(100):
+        one.old_brings(item(f"e{number:03}", number / 100))
+    assert len(one._before) <= 12
+
+
 def test_what_came_before_it_settled_is_there_when_it_must_replace_a_lost_one() -> None:
     takeover = make()
     takeover.opened(Quiet(1.0, 3.0, 10.0))

@@ -267,6 +267,32 @@ def test_503_then_fine(proxy: Proxy) -> None:
         assert link.is_open
 
 
+def test_a_redirect_takes_no_credentials_anywhere(proxy: Proxy, talker: int) -> None:
+    """The package would follow it, and strip only the headers that usually carry credentials."""
+    with Proxy(talker) as elsewhere:
+        there = f"127.0.0.1:{elsewhere.port}/talk"
+        for location in (
+            f"ws://{there}?q=S3CRET",
+            f"//{there}",
+            f"http://u:S3CRET@{there}",
+            "#S3CRET",
+            "?S3CRET",
+            "//[",
+        ):
+            proxy.answer("302 Found", headers=f"Location: {location}\r\n")
+            with pytest.raises(ConnectionUnavailableError, match="answered 302") as refused:
+                transport(proxy.port, headers={"X-Key": "S3CRET"}).open()
+            assert refused.value.status == 302
+            assert "S3CRET" not in str(refused.value)
+            assert ("points to" in str(refused.value)) is (location != "//[")
+        assert elsewhere.accepted == 0
+
+
+def test_the_words_of_a_server_stay_in_one_line() -> None:
+    with pytest.raises(ConnectionClosedError, match=r"4000 all well ERROR not at all$"):
+        raise ConnectionClosedError(4000, "all well\r\nERROR not\x1b at all")
+
+
 # ---- faults on the way
 
 
@@ -410,6 +436,17 @@ def test_an_abort_wakes_a_send_that_is_stuck(proxy: Proxy) -> None:
     link.close()
 
 
+def test_a_close_has_its_deadline_although_a_send_is_stuck(proxy: Proxy) -> None:
+    link = transport(proxy.port, send_timeout=60, ping_interval=None, close_timeout=0.3).open()
+    proxy.stall()
+    sender = Task(lambda: fill(link)).until_blocked()
+    began = time.monotonic()
+    link.close()
+    assert time.monotonic() - began < SOON
+    with pytest.raises(ConnectionClosedError):
+        sender.result(SOON)
+
+
 def test_a_close_that_is_not_answered_has_a_deadline(proxy: Proxy) -> None:
     link = transport(proxy.port, close_timeout=0.3).open()
     proxy.half_open()
@@ -471,6 +508,13 @@ def test_no_secret_is_shown(talker: int) -> None:
     with pytest.raises(ValueError) as wrong:
         Transport("http://user:S3CRET@127.0.0.1/?token=S3CRET")
     assert "S3CRET" not in str(wrong.value)
+
+
+def test_no_secret_of_a_proxy_is_shown(talker: int) -> None:
+    for proxy in ("ftp://user:S3CRET@127.0.0.1/", "http://user:S3CRET@127.0.0.1:1/", "http://user:S3CRET@/"):
+        with pytest.raises(ConnectionUnavailableError) as refused:
+            transport(talker, proxy=proxy).open()
+        assert "S3CRET" not in str(refused.value)
 
 
 def test_credentials_cannot_smuggle_a_header(talker: int) -> None:
