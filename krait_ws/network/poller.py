@@ -13,10 +13,15 @@ from typing import Any, Protocol
 
 from gevent.monkey import get_original
 
+from krait_ws.waiting import monotonic
+
 READ, WRITE, HANGUP = 1, 2, 4
 _LOOKS_A_TURN = 8
 _SMALL_BATCH = 64  # sockets; after more than these the hub and the calls of other threads have their turn
 _MAX_BATCH = 256
+_LONG_ENOUGH = (
+    0.005  # seconds; after these too, so that sockets that are never empty hold up the rest for one look only
+)
 
 
 class Ready(Protocol):
@@ -80,6 +85,7 @@ class EpollPoller:
         """Serves what is ready, and what became ready meanwhile: another look costs far less than a turn of the hub."""
         owners = self._owners
         poll = self._epoll.poll
+        until = monotonic() + _LONG_ENOUGH
         for _ in range(_LOOKS_A_TURN):
             ready = poll(0, _MAX_BATCH)
             if not ready:
@@ -91,7 +97,7 @@ class EpollPoller:
                     if descriptor in owners
                 ]
             )
-            if len(ready) > _SMALL_BATCH:
+            if len(ready) > _SMALL_BATCH or monotonic() > until:
                 return
 
 

@@ -22,7 +22,7 @@ from krait_ws.network.poller import (
     WatcherPoller,
     new_poller,
 )
-from tests.helpers import own_thread
+from tests.helpers import own_thread, pause
 from tests.network.support import Owner, reset, spin, tcp_pair, turns
 
 NEEDS_EPOLL = pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
@@ -284,6 +284,21 @@ def test_sockets_that_are_ready_together_come_in_one_batch(kind: str) -> None:
             poller.watch(sock.fileno(), owner, READ)
         spin(lambda: batches, "a batch")
         assert {id(owner) for owner, _ in batches[0]} == {id(owner) for owner in owners.values()}
+
+
+@pytest.mark.parametrize("kind", ONE_KIND)
+@own_thread
+def test_sockets_that_are_never_empty_leave_the_hub_its_turns(kind: str) -> None:
+    """Failed: what 20 busy connections sent was looked at eight times before anything else had its turn."""
+    with polling(kind) as poller, tcp_pair() as (ours, peer):
+        owner = Owner(lambda events: pause(0.01))
+        poller.watch(ours.fileno(), owner, READ)
+        peer.send(b"x")
+        spin(lambda: owner.events, "the byte, which nobody takes")
+        before = len(owner.events)
+        turns(5)
+        assert len(owner.events) - before <= 15
+        poller.forget(ours.fileno())
 
 
 @own_thread
