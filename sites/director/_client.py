@@ -14,8 +14,8 @@ import time
 
 from krait_ws.websockets import WebsocketsCtrlBase
 
+from ._data import read_json
 from ._house import event, house
-from ._json import read_json
 
 PING_INTERVAL = 25.0  # seconds; it is the client that pings
 PING_TIMEOUT = 60.0  # seconds

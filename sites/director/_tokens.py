@@ -12,7 +12,7 @@ from werkzeug.exceptions import Unauthorized
 
 from krait_ws import Request
 
-from ._json import json_answer
+from ._data import json_answer
 
 LIFETIME = 86_400  # seconds
 USERS = {"ann": "a garden of stones"}  # for the demo; a real site asks its database

@@ -2,7 +2,7 @@
 
 from krait_ws import Request, Response, ResponseBadRequest
 
-from ._json import json_answer, read_json
+from ._data import json_answer, read_json
 from ._tokens import LIFETIME, new_token
 
 

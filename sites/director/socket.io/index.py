@@ -4,7 +4,7 @@ from krait_ws import Request, Response
 from krait_ws.websockets import WebsocketsRequest, WebsocketsResponse
 
 from .._client import Client
-from .._json import json_answer
+from .._data import json_answer
 from .._tokens import seconds_left
 
 

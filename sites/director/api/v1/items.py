@@ -2,8 +2,8 @@
 
 from krait_ws import Request, Response
 
+from ..._data import json_answer
 from ..._house import ITEMS
-from ..._json import json_answer
 from ..._tokens import seconds_left
 
 

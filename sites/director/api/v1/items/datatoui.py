@@ -3,8 +3,8 @@
 from krait_ws import Request, Response
 
 from ...._client import clients
+from ...._data import json_answer
 from ...._house import house
-from ...._json import json_answer
 from ...._tokens import seconds_left
 
 

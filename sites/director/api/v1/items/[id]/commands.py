@@ -2,8 +2,8 @@
 
 from krait_ws import Request, Response, ResponseBadRequest
 
+from ....._data import json_answer, read_json
 from ....._house import ITEMS, house
-from ....._json import json_answer, read_json
 from ....._tokens import seconds_left
 
 

@@ -1,10 +1,10 @@
-"""Function form: `websocket` is called for each upgrade at /blocking/socket."""
+"""Function form: loaded once; `websocket` is called for each upgrade at /echo/live."""
 
-from _demos.blocking import SlowWork
+from _demos.echo import Echo
 
 from krait_ws.websockets import WebsocketsRequest, WebsocketsResponse
 
 
 def websocket(request: WebsocketsRequest) -> WebsocketsResponse:
     """Accepts everybody."""
-    return WebsocketsResponse(SlowWork())
+    return WebsocketsResponse(Echo())

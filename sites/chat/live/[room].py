@@ -1,4 +1,4 @@
-"""Function form: `websocket` is called for each upgrade at /chat/socket/<room>?name=<name>."""
+"""Function form: `websocket` is called for each upgrade at /chat/live/<room>?name=<name>."""
 
 from _demos.chat import ChatMember, clean_name, clean_room
 

@@ -1,10 +1,10 @@
-"""Function form: loaded once; `websocket` is called for each upgrade at /echo/socket."""
+"""Function form: `websocket` is called for each upgrade at /blocking/live."""
 
-from _demos.echo import Echo
+from _demos.blocking import SlowWork
 
 from krait_ws.websockets import WebsocketsRequest, WebsocketsResponse
 
 
 def websocket(request: WebsocketsRequest) -> WebsocketsResponse:
     """Accepts everybody."""
-    return WebsocketsResponse(Echo())
+    return WebsocketsResponse(SlowWork())

@@ -1,4 +1,4 @@
-"""Script form: the whole file runs, top to bottom, for each request to /ping-pong/socket.
+"""Script form: the whole file runs, top to bottom, for each request to /ping-pong/live.
 
 It speaks the subprotocol `pingpong` only. Where it sets no response krait-ws refuses: 400 for an upgrade with
 another subprotocol or none, 426 for a plain HTTP request, for which `websockets.request` is None.

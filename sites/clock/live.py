@@ -1,4 +1,4 @@
-"""Function form: `websocket` is called for each upgrade at /clock/socket."""
+"""Function form: `websocket` is called for each upgrade at /clock/live."""
 
 from _demos.clock import Clock
 
