@@ -5,8 +5,24 @@ Thread: any; an instance belongs to one request.
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from werkzeug.wrappers import Request as _Request
 from werkzeug.wrappers import Response as _Response
+
+
+class _Json:
+    """The standard ``json``, for which text that is nested too deep is wrong like any other: ``ValueError``."""
+
+    dumps = staticmethod(json.dumps)
+
+    @staticmethod
+    def loads(text: str | bytes, **options: Any) -> Any:
+        try:
+            return json.loads(text, **options)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
 
 
 class Request(_Request):
@@ -17,6 +33,7 @@ class Request(_Request):
     """
 
     params: dict[str, str] = {}  # noqa: RUF012  replaced per request, never changed
+    json_module: Any = _Json
 
 
 class Response(_Response):

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Response
 
 from krait_ws.config import Config
 from krait_ws.errors import SiteError
+from krait_ws.http import Request
 from krait_ws.site import Site
 from krait_ws.websockets import WebsocketsResponse
 from tests.helpers import http_request, upgrade_http_request
@@ -197,3 +200,19 @@ def test_a_change_is_seen_in_debug_only(site: Site, debug: bool) -> None:
 def test_a_missing_site_is_told(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="missing"):
         Site(tmp_path / "missing", Config())
+
+
+def test_json_that_is_nested_too_deep_is_the_clients_fault(site_folder: SiteFolder) -> None:
+    script = "import krait_ws\ndef http(request):\n    return krait_ws.Response(str(request.get_json()))\n"
+    site = Site(site_folder({"numbers.py": script}), Config())
+    for body, status in ((b"[1]", 200), (b"[" * 100_000, 400), (b'{"a":' * 100_000, 400), (b"[1", 400)):
+        environ = EnvironBuilder("/numbers", method="POST", data=body, content_type="application/json").get_environ()
+        answer = contextvars.Context().run(site.answer, Request(environ, populate_request=False))
+        assert isinstance(answer, Response)
+        assert answer.status_code == status
+    site.close()
+
+
+def test_json_that_is_nested_too_deep_is_none_for_who_asks_silently() -> None:
+    environ = EnvironBuilder(method="POST", data=b"[" * 100_000, content_type="application/json").get_environ()
+    assert Request(environ, populate_request=False).get_json(silent=True) is None
