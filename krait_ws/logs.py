@@ -35,6 +35,7 @@ _USER_INFO = re.compile(r"(^|//)([^/@]*)@")
 # Also those that turn text around or begin a line in some programs.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _FRAME_LINE = re.compile(r'[ |+-]*File "')
+_PLACE = "\U0010ffff"  # no character: stands where a secret was
 
 
 # ---- what is never logged
@@ -62,11 +63,15 @@ def secrets_of(environ: Mapping[str, Any]) -> list[str]:
 
 def redacted_traceback(error: BaseException, secrets: list[str]) -> str:
     """A traceback whose messages hold none of ``secrets``. Its lines of code are as they are: they hold no values."""
+    # Not REDACTED at once: a client whose query has parts of that word would make a line grow with each of them.
+    secrets = [secret.replace(_PLACE, "?") for secret in secrets]
     parts = []
     for part in traceback.TracebackException.from_exception(error).format():
         if not _FRAME_LINE.match(part):
+            part = part.replace(_PLACE, "?")
             for secret in secrets:
-                part = part.replace(secret, REDACTED)
+                part = part.replace(secret, _PLACE)
+            part = part.replace(_PLACE, REDACTED)
         parts.append(part)
     return "".join(parts).rstrip("\n")
 

@@ -92,6 +92,22 @@ def test_what_is_short_is_no_secret() -> None:
     assert secrets_of(environ) == []
 
 
+def test_no_client_makes_a_traceback_grow() -> None:
+    """A query of parts of the word that stands for a secret: each was replaced in what the one before had left."""
+    word = "[redacted]"
+    parts = [word[at : at + size] for size in range(10, 3, -1) for at in range(11 - size)]
+    environ = http_request("/?" + "&".join(parts)).environ
+    text = redacted_traceback(ValueError("redacted " * 10 + word), secrets_of(environ))
+    assert text == "ValueError: " + "[redacted] " * 10 + "[redacted]"
+
+
+def test_a_secret_may_have_any_character_in_it() -> None:
+    secret = "abc\U0010ffffdef"
+    environ = http_request("/", [("Cookie", f"session={secret.encode().decode('latin-1')}")]).environ
+    text = redacted_traceback(ValueError(f"<{secret}>"), secrets_of(environ))
+    assert text == "ValueError: <[redacted]>"
+
+
 def test_lines_of_code_are_as_they_are() -> None:
     environ = http_request("/?a=raise&b=File&c=line&d=RuntimeError").environ
     try:
