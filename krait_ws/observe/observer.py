@@ -40,6 +40,7 @@ PREFIX = "/_krait"
 
 _PUBLISH_EVERY = 1.0  # seconds
 _POLICY = 1008  # close code of connections that an operator closes
+_LONGEST_LOGIN = 4096  # bytes of the form: reading a long one would hold up the network loop
 _TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript"}
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -220,6 +221,8 @@ class Observer:
             return Response("Method Not Allowed\n", status=405, headers={"Allow": "POST"})
         if not is_own_page(request.environ):
             return Response("The login is for its own page only.\n", status=403)
+        if (request.content_length or 0) > _LONGEST_LOGIN:
+            return Response("The form is too long.\n", status=413)
         if not self._guard.knows(request.form.get("token", "")):
             return Response(self._files["/login.html"], status=401, content_type=_TYPES[".html"])
         response = ResponseRedirect("./", status=303)

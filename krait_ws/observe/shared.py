@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def new_folder() -> Path:
     place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError):  # somebody else's, or gone
-            if folder.stat().st_uid == os.getuid() and (folder / _MASTER).exists() and _is_free(folder / _MASTER):
+            if _is_own(folder) and (folder / _MASTER).exists() and _is_free(folder / _MASTER):
                 shutil.rmtree(folder)  # its master was killed
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     # Locked before it has its name, so that nobody finds it free.
@@ -136,6 +137,12 @@ class Shared:
             time.sleep(0.005)
         with lock:
             yield
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether it is a folder of this user. Others may put links there, to what is this user's."""
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _locked(file: Path) -> IO[bytes] | None:

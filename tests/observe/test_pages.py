@@ -368,6 +368,13 @@ def test_the_login_gives_a_cookie_that_stands_for_the_token(serve: Serve) -> Non
         pass
 
 
+@pytest.mark.parametrize("body", [b"a&" * 100_000, b"token=" + b"x" * 600_000], ids=["many", "large"])
+def test_a_long_login_is_not_read_on_the_network_loop(serve: Serve, body: bytes) -> None:
+    site = serve(dashboard=True, dashboard_token=TOKEN)
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert site.get("/_krait/login", method="POST", headers=headers, body=body).status == 413
+
+
 def test_the_cookie_of_a_secure_site_is_secure(serve: Serve) -> None:
     site = serve(dashboard=True, dashboard_token=TOKEN, trusted_proxy="127.0.0.1")
     answer = login(site, TOKEN, **{"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"})

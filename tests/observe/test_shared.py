@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from krait_ws.observe.numbers import to_json
 from krait_ws.observe.shared import Shared, new_folder, remove_folder
+from tests.helpers import Task
 
 WORKER = """\
 import json, sys
@@ -228,3 +230,15 @@ sys.stdin.read()
     living.communicate()
     remove_folder(new_folder())
     assert not folders[1].exists()
+
+
+def test_a_link_of_somebody_else_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody may put links beside the folders; opening this pipe would wait for ever."""
+    monkeypatch.setattr(os, "access", lambda *_: False)  # so that it goes where temporary files are
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    os.mkfifo(tmp_path / "elsewhere" / "master")
+    (tmp_path / "krait-ws-link").symlink_to(tmp_path / "elsewhere")
+    folder = Task(new_folder).result()
+    remove_folder(folder)
+    assert (tmp_path / "elsewhere").exists()
