@@ -29,6 +29,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from gunicorn.workers.base import Worker as _BaseWorker
 
+from krait_ws import log_output
 from krait_ws.config import Config
 from krait_ws.errors import ConfigError, KraitError
 from krait_ws.flags import read_config
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from krait_ws.network.server import Server
 
 _HEARTBEAT = 1.0  # seconds
+_LONGEST = 1e8  # seconds, three years
 _SPARE = 5.0  # seconds that gunicorn waits longer than a worker's drain takes, before it kills
 
 
@@ -238,13 +240,14 @@ class _Application(BaseApplication):  # type: ignore[misc]
         new_context(config)
         Router(self._root)
         self._config = config
+        log_output.reconfigure(config)  # the new workers inherit it
 
     def load_config(self) -> None:
         values: dict[str, Any] = {
             "bind": f"fd://{self._descriptor}",
             "workers": self._config.workers,
             "worker_class": "krait_ws.gunicorn.Worker",
-            "graceful_timeout": int(self._config.drain_timeout + _SPARE),
+            "graceful_timeout": int(min(self._config.drain_timeout, _LONGEST) + _SPARE),
             "when_ready": self._when_ready,
             "loglevel": "warning",
             "proc_name": "krait-ws",

@@ -156,12 +156,20 @@ def configure(config: Config, stream: TextIO | None = None) -> LineWriter:
     worker after the fork.
     """
     writer = LineWriter(sys.stderr if stream is None else stream)
-    writer.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers = [handler for handler in root.handlers if not isinstance(handler, LineWriter)] + [writer]
-    root.setLevel(logging.DEBUG if config.debug else config.log_level.upper())
-    access_logger.setLevel(logging.NOTSET if config.access_log else logging.WARNING)
+    reconfigure(config)
     return writer
+
+
+def reconfigure(config: Config) -> None:
+    """Lets the settings hold from now on for what ``configure`` set up; without that it does nothing."""
+    root = logging.getLogger()
+    for writer in root.handlers:
+        if isinstance(writer, LineWriter):
+            writer.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
+            root.setLevel(logging.DEBUG if config.debug else config.log_level.upper())
+            access_logger.setLevel(logging.NOTSET if config.access_log else logging.WARNING)
 
 
 def _time(record: logging.LogRecord) -> str:

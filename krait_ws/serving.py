@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gevent
 
+from krait_ws import log_output
 from krait_ws.config import Config
 from krait_ws.errors import KraitError
 from krait_ws.network.listening import new_listener, remove_path
@@ -93,6 +94,7 @@ class Serving:
         except Exception as error:  # also what the modules of an application raise
             logger.error("goes on as it was, because it cannot restart: %s", error)
             return
+        log_output.reconfigure(config)
         old, self.server = self.server, server
         old.site.close()  # the modules that the new one loads are its own
         server.start()

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,22 @@ def test_sighup_with_a_broken_certificate_changes_nothing(start: Start, tmp_path
             return False
 
     eventually(is_new, what="the new certificate")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_settings_of_the_log_are_read_again(start: Start, tmp_path: Path, workers: str) -> None:
+    file = tmp_path / "krait.toml"
+    file.write_text("log_format = 'text'")
+    server = start("--workers", workers, "--config", str(file))
+    file.write_text("log_format = 'json'")
+    server.signal(signal.SIGHUP)
+
+    def is_json() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=PATIENCE) as answer:
+            answer.read()
+        return any(line.startswith("{") and "krait_ws.access" in line for line in server.log.splitlines())
+
+    eventually(is_json, what="an object for a request")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
