@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 import re
 import weakref
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from krait_ws.errors import ConfigError
 RUNS_ON = ("thread", "greenlet", "loop")
 SLOW_CONSUMER = ("block", "close", "drop_new", "drop_oldest")
 _TOKEN = re.compile(r"[!-~]{16,256}")
+_MOST = 1 << 40  # of whole numbers; the system's calls refuse larger ones, some of them only when a message comes
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 POLLERS = ("auto", "epoll", "watchers")
@@ -57,7 +59,9 @@ class Config:
     host: str = _option("127.0.0.1", "address", "Address to listen on; 0.0.0.0 for every interface.")
     port: int = _option(8000, "port", "TCP port to listen on; 0 takes a free one.", least=0, most=65535)
     unix: str = _option("", "file", "Path of a Unix socket to listen on instead of host and port.")
-    workers: int = _option(1, "processes", "Processes that serve; more than one run under gunicorn.", least=1)
+    workers: int = _option(
+        1, "processes", "Processes that serve; more than one run under gunicorn.", least=1, most=1000
+    )
     tls_cert: str = _option("", "file", "Certificate chain in PEM form; with it the port speaks https and wss.")
     tls_key: str = _option("", "file", "Its private key in PEM form; not needed when the certificate's file holds it.")
     log_level: str = _option(
@@ -153,7 +157,9 @@ class Config:
         0.05, "seconds", 'A hook of runs_on = "loop" that takes longer is logged with its stack; 0 logs none.', least=0
     )
     max_body_size: int = _option(1 << 20, "bytes", "Largest body of an HTTP request; a larger one gets 413.", least=0)
-    script_threads: int = _option(64, "threads", "Route scripts that may run at the same moment.", least=1)
+    script_threads: int = _option(
+        64, "threads", "Route scripts that may run at the same moment.", least=1, most=100_000
+    )
     script_timeout: float = _option(30.0, "seconds", "Time a route script has to answer; then 503.", least=0.1)
     app: str = _option("", "name", "A WSGI application, module:callable, for requests that the site has no file for.")
     metrics: bool = _option(False, "flag", "Metrics for Prometheus at /_krait/metrics; needs the extra metrics.")
@@ -280,14 +286,19 @@ def _kind(option: dataclasses.Field[Any]) -> type:
 def _checked(option: dataclasses.Field[Any], value: Any) -> Any:
     kind = _kind(option)
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= _MOST else math.copysign(math.inf, value)
     if type(value) is not kind:
-        raise ConfigError(f"{option.name}: {value!r} must be of type {kind.__name__}")
+        given = "its value" if option.metadata["unit"] == "secret" else repr(value)
+        raise ConfigError(f"{option.name}: {given} must be of type {kind.__name__}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{option.name}: {value!r} has a NUL in it")
     choices, least, most = (option.metadata[name] for name in ("choices", "least", "most"))
     if choices and value not in choices:
         raise ConfigError(f"{option.name}: {value!r} is none of {', '.join(choices)}")
     if least is not None and not value >= least:  # "not >=" refuses nan as well
         raise ConfigError(f"{option.name}: {value!r} is below {least} {option.metadata['unit']}")
+    if most is None and kind is int:
+        most = _MOST
     if most is not None and value > most:
         raise ConfigError(f"{option.name}: {value!r} is above {most} {option.metadata['unit']}")
     return value

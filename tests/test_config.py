@@ -55,6 +55,23 @@ def test_the_largest_value_is_the_largest(option: Any) -> None:
         Config(**{option.name: most + 1})
 
 
+@pytest.mark.parametrize("option", [option for option in NUMBERS if type(option.default) is int], ids=ids)
+def test_no_whole_number_is_larger_than_the_system_takes(option: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{option.name}: .* is above"):
+        Config(**{option.name: 1 << 63})
+
+
+def test_no_text_has_a_nul() -> None:
+    with pytest.raises(ConfigError, match=r"unix: '\\x00abstract' has a NUL"):
+        Config(unix="\0abstract")
+
+
+def test_a_secret_of_a_wrong_type_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="dashboard_token: its value must be of type str") as error:
+        Config(dashboard_token=12345678901234567)  # type: ignore[arg-type]
+    assert "123" not in str(error.value)
+
+
 @pytest.mark.parametrize("option", NUMBERS, ids=ids)
 def test_every_number_has_a_least_value(option: Any) -> None:
     assert option.metadata["least"] is not None, "nothing is unbounded"

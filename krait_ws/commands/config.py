@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -28,7 +29,7 @@ def config(**flags: Any) -> None:
         shown = (
             f"# {option.name} is set, not shown"
             if hides
-            else f"{option.name} = {json.dumps(value, ensure_ascii=False)}"
+            else f"{option.name} = {'inf' if value == math.inf else json.dumps(value, ensure_ascii=False)}"
         )
         rows.append((shown, settings.sources.get(option.name, "default")))
     width = max(len(shown) for shown, _ in rows)

@@ -26,6 +26,10 @@ def new_listener(config: Config) -> socket.socket:
     """
     try:
         listener = _listen_unix(config.unix) if config.unix else _listen_tcp(config.host, config.port)
+    except UnicodeError:  # of a name that DNS cannot have
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {config.host!r} is no name of a host"
+        ) from None
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(f"cannot listen on {config.unix or f'{config.host}:{config.port}'}: {reason}") from None

@@ -139,6 +139,11 @@ def test_what_config_prints_is_a_file_for_config(tmp_path: Path) -> None:
     assert again.config == read_settings({"port": "9000", "host": "ü\U0001f600\\"}, {}).config
 
 
+def test_a_time_without_end_is_printed_as_toml_has_it(tmp_path: Path) -> None:
+    printed = run("config", "--push-timeout", "inf").stdout
+    assert read_settings({"config": write(tmp_path, printed)}, {}).config.push_timeout == float("inf")
+
+
 def test_config_does_not_show_secrets() -> None:
     done = run("config", KRAIT_DASHBOARD_TOKEN="abcdefghijklmnopqrstuvwx")
     assert "# dashboard_token is set, not shown  # KRAIT_DASHBOARD_TOKEN" in " ".join(done.stdout.split(" ")).replace(
