@@ -1,7 +1,7 @@
 """The ``krait-ws`` command: finds the commands and says what was wrong.
 
 Comes in: the arguments. Goes out: the call of a command of ``krait_ws.commands``, imported when it is called. A mistake
-of the user is one line on stderr and exit code 2.
+of the user is one line on stderr and exit code 2; Ctrl-C, where a command does not end by it, is exit code 130.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 
 from krait_ws import commands
 from krait_ws.errors import KraitError
+from krait_ws.logs import escaped
 from krait_ws.version import __version__
 
 COMPLETE_VARIABLE = "_KRAIT_WS_COMPLETE"
@@ -45,8 +46,9 @@ class _Commands(click.Group):
         except KraitError as error:
             message = str(error)
         except click.Abort:
-            message = "aborted"
-        click.echo(f"krait-ws: {message}", err=True)
+            sys.exit(130)  # Ctrl-C
+        # It may hold what a server said.
+        click.echo(f"krait-ws: {escaped(message)}", err=True)
         sys.exit(2)
 
 

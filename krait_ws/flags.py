@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,20 @@ import click
 
 from krait_ws.config import Config, options
 from krait_ws.settings import FILE_FLAG, read_settings
+
+DAY = 86_400
+"""Seconds that a command waits or works, at most."""
+
+
+class Number(click.FloatRange):
+    """A number between bounds; ``nan`` is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
 
 site_argument = click.argument("site", type=click.Path(path_type=Path), default="sites")
 

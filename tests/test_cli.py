@@ -164,6 +164,7 @@ def test_an_ambiguous_site(site_folder: SiteFolder) -> None:
         (["--no-such-flag"], ["--no-such-flag"]),
         (["--port"], ["--port"]),
         (["--host", "no.such.host.invalid"], ["cannot listen"]),
+        (["--host", "x" * 70], ["cannot listen", "no name of a host"]),
         (["--origin", "example.org"], ["origin", "example.org"]),
     ],
     ids=lambda value: " ".join(value),
@@ -186,6 +187,18 @@ def test_a_port_that_is_taken(site_folder: SiteFolder) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         check_mistake(run("serve", site_folder({"index.html": ""}), "--port", port), "cannot listen", port)
+
+
+@pytest.mark.parametrize("command", [["routes", "."], ["--help"], ["config"], ["completion", "bash"]], ids=" ".join)
+def test_a_reader_that_has_gone_is_no_traceback(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "krait_ws", *command],
+            stdout=output, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 # ---- serve

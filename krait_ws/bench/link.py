@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from krait_ws.bench.latencies import EXACT
 from krait_ws.bench.plan import RECEIVE_SIZE, client_frame
 from krait_ws.errors import ProtocolError
+from krait_ws.logs import escaped
 from krait_ws.protocol.frames import CLOSE, CONTINUATION, FIN, NORMAL, PING, TEXT, decode_close
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Link:
     def fail(self, kind: str) -> None:
         """Counts an error and ends the connection."""
         if self.fd >= 0:
-            self.load.errors[kind] += 1
+            self.load.errors[escaped(kind)] += 1  # it may hold what the server said
             self.drop()
 
     def drop(self) -> None:

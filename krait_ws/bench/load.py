@@ -24,15 +24,16 @@ from krait_ws.errors import ConfigError
 _TICK = 0.25  # seconds between looks at the deadlines
 _PENDING = 128  # handshakes at the same moment
 _RAMP_STEP = 0.005  # seconds
-_AT_ONCE = 64  # messages that one send may take from the schedule
+_AT_ONCE, _AT_ONCE_BYTES = 64, 4 << 20  # messages that one send may take from the schedule
 _SPARE_FILES = 32
+_MOST_BYTES = 256 << 20  # that a connection may have in flight; the messages are made once, for all of them
 
 
 class Load:
     """A load while it runs. ``run`` may be called once.
 
     Raises:
-        ConfigError: The host has no address, or so many connections are more than this process may open.
+        ConfigError: The host has no address, or the plan asks for more connections or bytes than this process may have.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -41,7 +42,12 @@ class Load:
         self.plan = plan
         self.family, self.address = _address_of(plan)
         _allow_files(plan.connections + _SPARE_FILES)
-        self.at_once = _AT_ONCE if plan.rate else plan.in_flight
+        self.at_once = max(1, min(_AT_ONCE, _AT_ONCE_BYTES // (plan.size + 1))) if plan.rate else plan.in_flight
+        if not plan.is_push and self.at_once * plan.size > _MOST_BYTES:
+            raise ConfigError(
+                f"{plan.in_flight:,} messages in flight of {plan.size:,} bytes are more than {_MOST_BYTES >> 20} MiB: "
+                "lower --in-flight or --size"
+            )
         self.messages = Messages(plan.size, self.at_once, is_binary=plan.is_binary)
         self.poller = select.epoll()
         self.buffer = bytearray(RECEIVE_SIZE)
@@ -229,6 +235,8 @@ class Load:
 def _address_of(plan: Plan) -> tuple[socket.AddressFamily, tuple[object, ...]]:
     try:
         found = socket.getaddrinfo(plan.target.host, plan.target.port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # DNS cannot have such a name
+        raise ConfigError(f"{plan.target.host!r} is no name of a host") from None
     except OSError as error:
         raise ConfigError(f"{plan.target.host}: {error.strerror or error}") from None
     family, *_, address = found[0]

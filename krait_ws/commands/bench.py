@@ -10,6 +10,7 @@ import click
 
 from krait_ws.bench.load import Load
 from krait_ws.bench.plan import Plan, header_of, target_of
+from krait_ws.flags import DAY, Number
 
 
 @click.command()
@@ -24,12 +25,12 @@ from krait_ws.bench.plan import Plan, header_of, target_of
     help="Payload of a message.",
 )  # fmt: skip
 @click.option(
-    "--seconds", "-d", type=click.FloatRange(0.1), default=5.0, show_default=True,
+    "--seconds", "-d", type=Number(0.1, DAY), default=5.0, show_default=True,
     help="Time to measure, once all are connected.",
 )  # fmt: skip
-@click.option("--ramp", type=click.FloatRange(0), default=0.0, help="Seconds over which the connections are opened.")
+@click.option("--ramp", type=Number(0, DAY), default=0.0, help="Seconds over which the connections are opened.")
 @click.option(
-    "--rate", type=click.FloatRange(0), default=0.0,
+    "--rate", type=Number(0, 1e6), default=0.0,
     help="Messages a second in all, on a fixed schedule: latency counts from when a message was due.",
 )  # fmt: skip
 @click.option("--push", is_flag=True, help="Only receive: count what the server sends.")
@@ -39,7 +40,7 @@ from krait_ws.bench.plan import Plan, header_of, target_of
 @click.option("--header", "-H", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the handshakes.")
 @click.option("--insecure", is_flag=True, help="Do not check the certificate of a wss server.")
 @click.option(
-    "--timeout", type=click.FloatRange(0.1), default=10.0, show_default=True,
+    "--timeout", type=Number(0.1, DAY), default=10.0, show_default=True,
     help="Seconds that a handshake, an echo and a close may take.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

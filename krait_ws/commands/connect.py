@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from krait_ws.errors import ConfigError
+from krait_ws.flags import DAY, Number
 
 if TYPE_CHECKING:
     from krait_ws.client import Auth, Link, Message, Transport
@@ -39,7 +40,7 @@ _HELP = """a line is sent as text
 @click.option("--bearer", metavar="TOKEN", help="Who you are, as a token.")
 @click.option("--insecure", is_flag=True, help="Do not check the certificate of a wss server.")
 @click.option(
-    "--linger", type=click.FloatRange(0), default=1.0, show_default=True,
+    "--linger", type=Number(0, DAY), default=1.0, show_default=True,
     help="Seconds of silence after the end of the input, before it closes.",
 )  # fmt: skip
 def connect(
@@ -61,22 +62,20 @@ def connect(
     transport = _transport(url, subprotocol, headers, _auth(basic, bearer), insecure)
     link = transport.open()
     chosen = f", subprotocol {link.subprotocol}" if link.subprotocol else ""
-    hint = "; /help shows what can be sent" if sys.stdin.isatty() else ""
+    hint = "; /help shows what can be sent" if sys.stdin is not None and sys.stdin.isatty() else ""
     _say(f"connected to {transport.place}{chosen}{hint}")
     sys.exit(_Talk(link, linger).run())
 
 
 def _transport(url: str, subprotocol: str, headers: tuple[str, ...], auth: Auth | None, insecure: bool) -> Transport:
+    from krait_ws.bench.plan import header_of
     from krait_ws.client import Transport
 
     address = "ws" + url[4:] if url.startswith(("http://", "https://")) else url
-    pairs = [header.partition(":") for header in headers]
-    if wrong := next((name for name, colon, _ in pairs if not colon), None):
-        raise ConfigError(f"{wrong!r} is no header: write it like 'Name: value'")
     try:
         return Transport(
             address,
-            headers={name.strip(): value.strip() for name, _, value in pairs},
+            headers=dict(header_of(header) for header in headers),
             auth=auth,
             subprotocols=[name for part in subprotocol.split(",") if (name := part.strip())],
             ssl=_unchecked() if insecure and address.startswith("wss:") else None,
@@ -128,7 +127,8 @@ class _Talk:
         return int(not self._closes and code not in (1000, 1001))
 
     def _talk(self) -> None:
-        rest: bytes | None = b""  # the beginning of a line; None when the input has ended
+        # The beginning of a line; None when the input has ended. Where there is none its descriptor is another file's.
+        rest: bytes | None = None if sys.stdin is None else b""
         while True:
             watched = [self._wake] if rest is None else [self._wake, _INPUT]
             ready, _, _ = select.select(watched, [], [], self._linger if rest is None else None)
@@ -167,8 +167,8 @@ class _Talk:
                 self._link.send(Path(line[1:].strip()).expanduser().read_bytes())
             else:
                 self._link.send(line)
-        except (ClientError, TimeoutError, ValueError) as error:
-            _say(str(error))
+        except (ClientError, TimeoutError, ValueError, RuntimeError) as error:  # RuntimeError: of ~nobody
+            _say(_plain(str(error)))
         except OSError as error:
             _say(f"{line[1:].strip()}: {error.strerror}")
         return False

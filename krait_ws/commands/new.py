@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -19,15 +20,17 @@ def new(path: Path) -> None:
 
     The folder is a site of its own, or a part of one: sites/room is at /room/.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise SiteError(f"{path} is there already: name a folder that is new or empty")
     try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise SiteError(f"{path} is there already: name a folder that is new or empty")
         for file in _write(_TEMPLATE, path):
             click.echo(f"wrote {file}")
     except OSError as error:
         raise SiteError(f"{error.filename or path}: {error.strerror}") from None
+    name = shlex.quote(str(path))
     click.echo(
-        f"\nkrait-ws serve {path}     serves it on http://127.0.0.1:8000\npython -m pytest {path}  runs its test"
+        f"\nkrait-ws serve {name}     serves it on http://127.0.0.1:8000\n"
+        f"python -m pytest {name}  runs its test, with pytest installed"
     )
 
 

@@ -51,6 +51,8 @@ def top(url: str, token: str | None, once: bool) -> None:
         except ConnectionClosed as closed:
             reason = "" if closed.rcvd is None else f" ({closed.rcvd.code} {closed.rcvd.reason})"
             raise click.ClickException(f"{url} closed the connection{reason}") from None
+        except BrokenPipeError:
+            raise  # of the output
         except (OSError, WebSocketException, ValueError) as error:  # TimeoutError is an OSError
             raise click.ClickException(f"{url}: {error or type(error).__name__}") from None
 

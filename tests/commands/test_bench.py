@@ -228,6 +228,7 @@ def following(payload: bytes) -> bytes:
         (lambda payload: bytes((0x81, 0xFF)) + bytes(20), "broken: a masked frame"),
         (lambda payload: server_frame(0x88, b"\x03\xf0slow down"), "closed: 1008 slow down"),
         (lambda payload: server_frame(0x88, b""), "closed: 1005"),
+        (lambda payload: server_frame(0x88, b"\x03\xf0\x1b[2J\xc2\x9b"), "closed: 1008 \\x1b[2J\\x9b"),
     ],
     ids=[
         "short",
@@ -241,6 +242,7 @@ def following(payload: bytes) -> bytes:
         "masked",
         "close 1008",
         "close 1005",
+        "terminal",
     ],
 )
 def test_what_is_no_echo_is_an_error_of_its_kind(answer: Callable[[bytes], bytes], kind: str) -> None:
@@ -431,6 +433,12 @@ def test_a_header_that_is_none(text: str) -> None:
         header_of(text)
 
 
+def test_large_messages_on_a_schedule_take_little_memory() -> None:
+    load = Load(Plan(target_of("ws://127.0.0.1:1/"), connections=1, size=16 << 20, rate=1))
+    assert len(load.messages.outgoing) < 100 << 20
+    load.poller.close()
+
+
 # ---- the command
 
 
@@ -482,7 +490,20 @@ def test_a_failure_is_exit_code_1() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["ws://x", "-c", "0"], ["ws://x", "-d", "soon"], ["ws://127.0.0.1:1/", "--push", "--rate", "5"]],
+    [
+        ["nothing"],
+        ["ws://x", "-c", "0"],
+        ["ws://x", "-d", "soon"],
+        ["ws://127.0.0.1:1/", "-d", "nan"],
+        ["ws://127.0.0.1:1/", "-d", "inf"],
+        ["ws://127.0.0.1:1/", "--ramp", "nan"],
+        ["ws://127.0.0.1:1/", "--rate", "inf"],
+        ["ws://127.0.0.1:1/", "--rate", "nan"],
+        ["ws://127.0.0.1:1/", "--timeout", "nan"],
+        ["ws://127.0.0.1:1/", "-f", "10000", "-s", "16000000"],
+        ["ws://" + "x" * 70],
+        ["ws://127.0.0.1:1/", "--push", "--rate", "5"],
+    ],
     ids=" ".join,
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str]) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from krait_ws.client import ConnectionClosedError
+from krait_ws.commands.connect import _Talk
 from krait_ws.testing import SiteServer
 from tests.commands.support import PATIENCE, Peer, server, server_frame
 
@@ -64,6 +66,53 @@ def test_a_file_goes_out_as_binary(url: str, tmp_path: Path) -> None:
     done = talk(f"@{tmp_path}/short\n@{tmp_path}/long file\n@{tmp_path}/none\n", url)
     assert done.stdout.splitlines() == ["binary 3: 00 01 ff", "binary 100: " + "00 " * 32 + "…"]
     assert f"{tmp_path}/none: No such file or directory" in done.stderr
+
+
+def test_the_home_of_nobody(url: str) -> None:
+    done = talk("@~nobody-of-this-name/file\nafter\n", url)
+    assert done.stdout == "text 5: after\n"
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_no_input_at_all(url: str) -> None:
+    shell = ["sh", "-c", 'exec "$@" <&-', "sh", *command(url, "--linger", "0.1")]
+    done = subprocess.run(shell, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stderr.splitlines() == [f"connected to ws{url[4:]}", "closed: 1000"]
+    assert done.returncode == 0
+
+
+def test_what_a_refusal_says_cannot_steer_the_terminal() -> None:
+    def behave(peer: Peer) -> None:
+        peer.read_request()
+        body = "no\x1b[2J\x9b\n1".encode()
+        peer.send(b"HTTP/1.1 418 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with server(behave) as url:
+        done = talk("", url)
+    assert done.stderr == f"krait-ws: {url} answered 418: no\\x1b[2J\\x9b\\n1\n"
+    assert done.returncode == 2
+
+
+def test_what_an_error_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    class Closed:
+        def send(self, message: str) -> None:
+            raise ConnectionClosedError(1008, "\x1b[2J")
+
+    assert not _Talk(Closed(), 0.0)._do("hello")  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "the connection is closed: 1008 \\x1b[2J\n"
+
+
+def test_the_reader_of_the_output_has_gone(url: str) -> None:
+    with subprocess.Popen(command(url), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as talks:
+        assert talks.stdin is not None
+        assert talks.stdout is not None
+        assert talks.stderr is not None
+        talks.stdout.close()
+        talks.stdin.write(b"hello\n")
+        talks.stdin.flush()
+        assert talks.wait(PATIENCE) == 1
+        assert talks.stderr.read().decode().splitlines() == [f"connected to ws{url[4:]}"]
 
 
 def test_commands(url: str) -> None:
@@ -145,6 +194,9 @@ def test_what_the_handshake_carries() -> None:
         (["nothing"], "nothing"),
         (["ws://127.0.0.1:1/"], "refused"),
         (["ws://x", "-H", "X"], "'X' is no header"),
+        (["ws://x", "-H", ""], "'' is no header"),
+        (["ws://x", "-H", ": y"], "': y' is no header"),
+        (["ws://x", "--linger", "nan"], "--linger"),
         (["ws://x", "--basic", "a:b", "--bearer", "t"], "--bearer"),
         (["ftp://x"], "ftp"),
     ],

@@ -76,3 +76,9 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     done = run("krait_ws", "new", "file/room", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "Not a directory" in done.stderr
+
+
+def test_what_it_says_can_be_copied(tmp_path: Path) -> None:
+    done = run("krait_ws", "new", "my room", folder=tmp_path)
+    assert "krait-ws serve 'my room' " in done.stdout
+    assert "python -m pytest 'my room' " in done.stdout
