@@ -38,6 +38,7 @@ from krait_ws.network.tls import new_context
 from krait_ws.observe.shared import new_folder, remove_folder
 from krait_ws.patching import patch_standard_library
 from krait_ws.routing import Router
+from krait_ws.tuning import tune_process
 
 if TYPE_CHECKING:
     from krait_ws.network.server import Server
@@ -106,6 +107,7 @@ class Worker(_BaseWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         gevent.reinit()
+        tune_process()
         super().init_process()
 
     def init_signals(self) -> None:

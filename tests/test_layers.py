@@ -17,7 +17,7 @@ PACKAGE = Path(krait_ws.__file__).parent
 
 # Lowest first. A name stands for a module or for a whole package.
 LAYERS = [
-    ["errors", "version"],
+    ["errors", "tuning", "version"],
     ["config", "logs"],
     ["protocol"],
     ["waiting", "patching"],

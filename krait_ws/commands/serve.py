@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import sys
@@ -17,8 +16,7 @@ from krait_ws import log_output
 from krait_ws.config import Config, unknown_variables
 from krait_ws.flags import config_flags, read_config, site_argument
 from krait_ws.patching import patch_standard_library
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+from krait_ws.tuning import tune_process
 
 
 @click.command()
@@ -33,7 +31,7 @@ def serve(site: Path, **flags: Any) -> None:
     config = read_config(flags, os.environ)
     for name in unknown_variables(os.environ):
         click.echo(f"krait-ws: {name} is no setting and does nothing", err=True)
-    _keep_freed_memory()
+    tune_process()
     if config.workers == 1 and config.runs_on == "greenlet":
         patch_standard_library()  # first of all: it would give the log's writer a lock that the loop cannot wait for
     log_output.configure(config)
@@ -61,17 +59,3 @@ def _serve_with_workers(site: Path, config: Config, read: Callable[[], Config]) 
 def _announce(site: Path, url: str) -> None:
     click.echo(f"krait-ws serves {site} on {url} (Ctrl-C ends it)")
     sys.stdout.flush()
-
-
-def _keep_freed_memory() -> None:
-    """Lets glibc keep what large messages have freed. Else it gives each buffer back to the system and takes it anew,
-    with a page fault per 4 KiB: 408 µs of CPU for an echo of 1 MiB, 358 with this.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
-    for option, size in ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20), (_M_TOP_PAD, 4 << 20)):
-        mallopt(option, size)
