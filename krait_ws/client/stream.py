@@ -249,8 +249,9 @@ class EventStream:
         awaited = ENDS | {Status.CONNECTED, Status.NOT_STARTED}
         with self._changed:
             if not self._changed.wait_for(lambda: self._state.status in awaited, timeout):
+                why = f" ({self._state.error})" if self._state.error is not None else ""
                 raise TimeoutError(
-                    f"{self.transport.place}: not connected after {timeout:g} s: {self._state.status.value}"
+                    f"{self.transport.place}: not connected after {timeout:g} s: {self._state.status.value}{why}"
                 )
             if self._state.status is not Status.CONNECTED:
                 raise self._state.error or ConnectionUnavailableError(

@@ -659,6 +659,11 @@ def test_wait_connected_says_what_it_waits_for(faults: Proxy) -> None:
         stream.wait_connected(0.1)
     faults.cut()
     faults.resume()
+    faults.refuse()
+    with Watched(faults.url("/events")) as stream:
+        until(lambda: stream.error, "the first refusal")
+        with pytest.raises(TimeoutError, match=r"(?s)after 0 s: reconnecting .*refused"):
+            stream.wait_connected(0)
 
 
 def test_a_thousand_starts_and_stops_leave_nothing(hub: Hub) -> None:
