@@ -35,6 +35,6 @@ def _keep_freed_memory(library: ctypes.CDLL) -> None:
 
 
 def _spread_sleepers(library: ctypes.CDLL) -> None:
-    """A newer Linux keeps the sleeping threads of a process in a table of four lists a processor, and each wake-up walks
+    """A newer Linux keeps the sleeping threads of a process in a table of four lists a processor; each wake-up walks
     along one: with 15,000 handlers waiting it took 139 µs of an echo, 26 with this. An older one refuses it."""
     library.prctl(_PR_FUTEX_HASH, _PR_FUTEX_HASH_SET_SLOTS, _SLOTS, 0, 0)

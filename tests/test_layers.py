@@ -17,10 +17,10 @@ PACKAGE = Path(krait_ws.__file__).parent
 
 # Lowest first. A name stands for a module or for a whole package.
 LAYERS = [
-    ["errors", "tuning", "version"],
+    ["errors", "version"],
     ["config", "logs"],
     ["protocol"],
-    ["waiting", "patching"],
+    ["waiting", "patching", "tuning"],
     ["mailbox", "handlers", "log_output"],
     ["streams", "overrides", "pings", "roles"],
     ["session"],
