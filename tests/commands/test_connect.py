@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from krait_ws.client import ConnectionClosedError
+from krait_ws.client import ClientError
 from krait_ws.commands.connect import _Talk
 from krait_ws.testing import SiteServer
 from tests.commands.support import PATIENCE, Peer, server, server_frame
@@ -82,25 +82,26 @@ def test_no_input_at_all(url: str) -> None:
     assert done.returncode == 0
 
 
-def test_what_a_refusal_says_cannot_steer_the_terminal() -> None:
+def test_what_a_server_says_to_top_cannot_steer_the_terminal() -> None:
     def behave(peer: Peer) -> None:
-        peer.read_request()
-        body = "no\x1b[2J\x9b\n1".encode()
-        peer.send(b"HTTP/1.1 418 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        peer.accept()
+        peer.send(server_frame(0x88, b"\x03\xf0no\x1b[2J\xc2\x9b\n1"))
+        peer.frame()
 
     with server(behave) as url:
-        done = talk("", url)
-    assert done.stderr == f"krait-ws: {url} answered 418: no\\x1b[2J\\x9b\\n1\n"
+        top = [sys.executable, "-m", "krait_ws", "top", url]
+        done = subprocess.run(top, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stderr == f"krait-ws: {url} closed the connection (1008 no\\x1b[2J\\x9b 1)\n"
     assert done.returncode == 2
 
 
 def test_what_an_error_says_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     class Closed:
         def send(self, message: str) -> None:
-            raise ConnectionClosedError(1008, "\x1b[2J")
+            raise ClientError("it said \x1b[2J")
 
     assert not _Talk(Closed(), 0.0)._do("hello")  # type: ignore[arg-type]
-    assert capsys.readouterr().err == "the connection is closed: 1008 \\x1b[2J\n"
+    assert capsys.readouterr().err == "it said \\x1b[2J\n"
 
 
 def test_the_reader_of_the_output_has_gone(url: str) -> None:
