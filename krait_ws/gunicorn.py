@@ -89,7 +89,7 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         if Worker._generation is None:
             Worker._generation = mmap.mmap(-1, 8)
-            Worker._folder = new_folder()
+            Worker._folder = new_folder(self.cfg.uid, self.cfg.gid)
             atexit.register(_remove, Worker._folder, os.getpid())
         if self.cfg is not Worker._known_cfg:
             Worker._known_cfg = self.cfg

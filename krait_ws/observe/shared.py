@@ -34,9 +34,12 @@ _MASTER = "master"  # locked as long as the master lives
 _masters: dict[Path, IO[bytes]] = {}  # the locks of this process
 
 
-def new_folder() -> Path:
+def new_folder(user: int | None = None, group: int | None = None) -> Path:
     """A folder for the workers of one master, which nobody else can read; those of killed masters are removed. Called
     by: the master, before it forks. It removes the folder with ``remove_folder``.
+
+    Args:
+        user, group: As whom the workers run, where that is not the master itself.
     """
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
@@ -50,6 +53,9 @@ def new_folder() -> Path:
     assert lock is not None
     _masters[folder] = lock
     (folder / "new").rename(folder / _MASTER)
+    user, group = os.geteuid() if user is None else user, os.getegid() if group is None else group
+    if (user, group) != (os.geteuid(), os.getegid()):
+        os.chown(folder, user, group)
     return folder
 
 

@@ -93,6 +93,17 @@ def test_the_folder_is_nobody_elses(folder: Path) -> None:
     assert folder.stat().st_uid == os.getuid()
 
 
+def test_the_folder_is_that_of_the_workers_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master of root whose workers run as somebody else: they could not enter it, and died again and again."""
+    given = []
+    monkeypatch.setattr(os, "chown", lambda *arguments: given.append(arguments))
+    remove_folder(new_folder(os.geteuid(), os.getegid()))
+    assert given == []
+    folder = new_folder(65534, 65533)
+    remove_folder(folder)
+    assert given == [(folder, 65534, 65533)]
+
+
 def test_the_living_are_read_and_the_dead_leave_their_counters(folder: Path, start: Callable[[], Worker]) -> None:
     own = Shared(folder)
     one, other = start(), start()
