@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the microseconds of a message go.
 
-    python benchmarks/where.py [--connections 1,10,100,1000,5000] [--turns 200]
+    python benchmarks/where.py [--connections 1,10,100,1000,9000] [--turns 200]
 
 Drives the real network loop, connections, sessions and controllers over loopback TCP in one process: each turn sends
 one 32-byte message on every connection and is timed until the last answer can be read. The low (5th) percentile of the
@@ -30,6 +30,7 @@ from krait_ws.network.connection import Connection
 from krait_ws.network.loop import Loop
 from krait_ws.protocol.connection import ProtocolState
 from krait_ws.protocol.frames import encode_text
+from krait_ws.tuning import tune_process
 from krait_ws.websockets import WebsocketsCtrlBase
 
 sys.path.insert(0, str(HERE / "site"))
@@ -178,9 +179,10 @@ def thread_switches():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", default="1,10,100,1000,5000")
+    parser.add_argument("--connections", default="1,10,100,1000,9000")
     parser.add_argument("--turns", type=int, default=200)
     arguments = parser.parse_args()
+    tune_process()
     counts = [int(count) for count in arguments.connections.split(",")]
     totals = {}
     print("µs a message, 1 in flight\n")
