@@ -319,7 +319,7 @@ def machine():
         "cpu": model or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(memory),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
     }
     with contextlib.suppress(OSError):
         control = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
