@@ -163,6 +163,17 @@ class WebSocket(ClientConnection):
     last_frame_at = 0.0
     _discards = False
 
+    def __init__(self, sock: socket.socket, protocol: Any, **options: Any) -> None:
+        receive_data = protocol.receive_data
+
+        def receive(data: bytes) -> None:
+            """Drops what was read just before ``cut``: the package would log it as an internal error of its own."""
+            if not protocol.reader.eof:
+                receive_data(data)
+
+        protocol.receive_data = receive
+        super().__init__(sock, protocol, **options)
+
     def handshake(self, *arguments: Any, **options: Any) -> None:
         """Turns a refusal into an exception that the package does not know: it would follow a redirect to wherever the
         server says, with all headers but the usual ones that carry credentials."""
@@ -175,7 +186,8 @@ class WebSocket(ClientConnection):
         self.last_frame_at = time.monotonic()
         if self._discards and self.response is not None:
             return
-        super().process_event(event)
+        with suppress(EOFError):  # the stream was ended by cut
+            super().process_event(event)
 
     def discard(self) -> None:
         """Unread messages are dropped from now on: its reader stops at a full queue and would never see the close."""

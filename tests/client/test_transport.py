@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import ssl
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from websockets.frames import Frame, Opcode
 
 from krait_ws.client import (
     AuthError,
@@ -445,6 +447,30 @@ def test_a_close_has_its_deadline_although_a_send_is_stuck(proxy: Proxy) -> None
     assert time.monotonic() - began < SOON
     with pytest.raises(ConnectionClosedError):
         sender.result(SOON)
+
+
+def test_what_was_under_way_at_the_end_is_no_error(
+    leaves_nothing: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package logged a traceback, which a program without logging sees on its standard error."""
+    monkeypatch.setattr(logging.getLogger("websockets.client"), "disabled", False)
+
+    def flood(connection: Any) -> None:
+        while True:
+            connection.send(b"x" * 20_000)
+
+    with websockets_serve(flood) as port:
+        for number in range(30):
+            link = transport(port, compression=False).open()
+            link.recv(SOON)
+            reader = Task(lambda link=link: [link.recv(SOON) for _ in range(1_000_000)])
+            time.sleep(0.002)
+            (link.abort if number % 2 else link.close)()
+            with pytest.raises(ConnectionClosedError):
+                reader.result()
+        link._websocket.protocol.receive_data(b"\x82\x00")
+        link._websocket.process_event(Frame(Opcode.BINARY, b""))
+    assert "internal error" not in caplog.text
 
 
 def test_a_close_that_is_not_answered_has_a_deadline(proxy: Proxy) -> None:
