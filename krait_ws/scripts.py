@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,6 @@ from krait_ws.context import WebsocketsRequest, WebsocketsResponse
 from krait_ws.errors import RouteScriptError
 from krait_ws.hooks import compile_script
 from krait_ws.http import Request, Response, ResponseBadRequest
-from krait_ws.waiting import new_lock
 
 Answer: TypeAlias = WerkzeugResponse | WebsocketsResponse
 
@@ -62,7 +62,7 @@ class Script:
         self._module_name = module_name
         self._package = package
         self._module: ModuleType | None = None  # guarded by _load_lock
-        self._load_lock = new_lock()
+        self._load_lock = threading.Lock()  # where scripts run in greenlets, this is gevent's
 
     @property
     def form(self) -> str:
@@ -158,7 +158,7 @@ class Scripts:
     def __init__(self, root: Path, *, reloads: bool) -> None:
         self._root = root
         self._reloads = reloads
-        self._lock = new_lock()
+        self._lock = threading.Lock()
         self._scripts: dict[Path, Script] = {}  # guarded by _lock
         self._snapshot = self._take_snapshot()  # guarded by _lock
         self._wrote_bytecode = not sys.dont_write_bytecode

@@ -1,4 +1,4 @@
-"""The server: gevent's WSGI server in front, the site in a pool of native threads, the network loop behind.
+"""The server: gevent's WSGI server in front, the site in a pool of threads, the network loop behind.
 
 Comes in: a site and a configuration. It owns the listening socket, the loop, the pool and the set of live sessions, and
 ends them in that order.
@@ -44,7 +44,7 @@ from krait_ws.network.watchdog import Watchdog
 from krait_ws.observe import metrics
 from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
-from krait_ws.patching import check_runs_on
+from krait_ws.patching import check_runs_on, is_patched
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART
 from krait_ws.session import Session
@@ -178,7 +178,8 @@ class Server:
         self.counters = self._observer.counters
         self._watchdog = Watchdog(self.loop, config.slow_hook)
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
-        self._threads = ThreadPool(config.script_threads)
+        # Where the standard library is patched, its locks and queues do not work between threads: greenlets, then.
+        self._pool: Any = (Pool if is_patched() else ThreadPool)(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
         self._wsgi = _WsgiServer(
             self.listener.dup(),  # which it closes
@@ -473,7 +474,7 @@ class Server:
         result = None
         try:
             with timeout:
-                result = self._threads.spawn(_outcome, function, *arguments)
+                result = self._pool.spawn(_outcome, function, *arguments)
                 value: _T | None = _value(result.get())
                 return value
         except gevent.Timeout as expired:
@@ -486,12 +487,12 @@ class Server:
 
     def _in_pool(self, function: Callable[..., _T], *arguments: Any) -> _T | None:
         """What ``function`` returns in a thread of the pool, however long it takes."""
-        return _value(self._threads.apply(_outcome, (function, *arguments)))
+        return _value(self._pool.apply(_outcome, (function, *arguments)))
 
     def _end_threads(self) -> None:
         """Ends the pool's threads; those that a route script still holds after a second go on alone."""
         with gevent.Timeout(1, False):
-            self._threads.kill()
+            self._pool.kill()
 
 
 def _outcome(function: Callable[..., _T], *arguments: Any) -> tuple[_T | None, BaseException | None]:

@@ -346,6 +346,17 @@ LOCKS = (
     "    locks = [type(handler.lock).__module__ for handler in logging.getLogger().handlers]\n"
     "    return krait_ws.Response(' '.join(locks))\n"
 )
+SHARES = (
+    "import queue, threading, krait_ws\nfrom krait_ws.websockets import *\n"
+    "lock = threading.Lock()\nitems = queue.Queue()\ntotal = 0\n"
+    "def add(number):\n    global total\n    with lock:\n        total += number\n        return total\n"
+    "class Counts(WebsocketsCtrlBase):\n    def on_thread_start(self):\n"
+    "        for message in self.messages():\n"
+    "            self.push_out_message(items.get(timeout=10) if message == 'get' else str(add(1)))\n"
+    "def websocket(request):\n    return WebsocketsResponse(Counts())\n"
+    "def http(request):\n    for _ in range(20000): add(1)\n    items.put('put')\n"
+    "    return krait_ws.Response(str(add(0)))\n"
+)
 LOADS_SLOWLY = "import time, krait_ws\ntime.sleep(0.3)\ndef http(request):\n    return krait_ws.Response('loaded')\n"
 
 
@@ -365,6 +376,27 @@ def test_a_script_that_blocks_while_it_is_loaded_is_there_for_all_who_wait_for_i
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(raw_get, command.port, b"/slow") for _ in range(8)]
         assert [answer.result(PATIENCE).body for answer in answers] == [b"loaded"] * 8
+
+
+def test_scripts_and_handlers_share_locks_and_queues_where_the_standard_library_cooperates(
+    serve: Callable[..., Command], site: Path
+) -> None:
+    """Failed: scripts ran in native threads, and between threads gevent's locks and queues wait for ever."""
+    write_site(site, {"shares.py": SHARES})
+    command = serve("--runs-on", "greenlet")
+    with ThreadPoolExecutor(4) as pool, RawClient(command.port, "/shares") as client:
+        answers = [pool.submit(raw_get, command.port, b"/shares") for _ in range(8)]
+        for _ in range(500):
+            client.send_frame(TEXT, "add")
+            client.receive()
+        assert max(int(answer.result(PATIENCE).body) for answer in answers) >= 8 * 20000
+        for _ in range(8):
+            client.send_frame(TEXT, "get")
+            client.expect("put")
+        client.send_frame(TEXT, "get")
+        time.sleep(0.1)  # it waits by now, or will find it
+        assert raw_get(command.port, b"/shares").status == 200
+        client.expect("put")
 
 
 def test_threads_are_refused_where_the_standard_library_cooperates(serve: Callable[..., Command], site: Path) -> None:

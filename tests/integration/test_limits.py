@@ -228,7 +228,7 @@ def websocket(request):
         assert site.get("/page").text == "page"
     finally:
         assert site.get("/?open=1").text == "open"
-        pool = site.server._threads  # what still runs when the server ends is left to itself
+        pool = site.server._pool  # what still runs when the server ends is left to itself
         eventually(lambda: not pool.task_queue.unfinished_tasks)
     if kind == "websocket":  # its controller comes too late, and is ended
         eventually(lambda: site.get("/?stopped=1").text == "[True]")
