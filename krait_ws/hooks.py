@@ -22,7 +22,10 @@ def compile_script(file: Path) -> tuple[CodeType, frozenset[str]]:
         SyntaxError: The file is no Python, with its name and line; or a hook is no plain function.
         OSError: It cannot be read.
     """
-    tree = ast.parse(file.read_bytes(), str(file))
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except ValueError as error:  # Python before 3.12 says so of a NUL byte
+        raise SyntaxError(str(error)) from None
     hooks = _HOOKS & _bound_names(tree)
     return compile(tree, str(file), "exec", dont_inherit=True), hooks
 
