@@ -229,8 +229,10 @@ class Scripts:
     def _forget_locked(self) -> None:
         """Everything of the site is loaded anew at its next use: a module may hold what another one gave it."""
         for name, module in list(sys.modules.items()):
-            # A package without an __init__.py has no file, only a path.
-            places = (getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ()))
+            places: tuple[object, ...] = ()
+            with suppress(Exception):  # it may look at folders, and be anybody's code
+                # A package without an __init__.py has no file, only a path.
+                places = (getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ()))
             if any(isinstance(place, str) and Path(place).is_relative_to(self._root) for place in places):
                 sys.modules.pop(name, None)
         importlib.invalidate_caches()

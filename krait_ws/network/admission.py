@@ -130,6 +130,11 @@ class Place:
         self._is_held = True
         self._threads = 0
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the upgrade, or its session, is still there. Thread: any."""
+        return self._is_held
+
     def reserve_threads(self, count: int) -> bool:
         """Takes threads for the controller's handlers. Returns whether there are so many. Thread: any; once."""
         if not self._admission.reserve_threads(count):

@@ -87,15 +87,18 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         self.environ = None  # not that of the request before
         self._limit_time(config.keep_alive_timeout if self._requests else config.handshake_timeout)
         try:
-            return super().handle_one_request()
+            result = super().handle_one_request()
         except gevent.Timeout as timeout:
             if timeout is not self._timeout:
                 raise
             # A kept connection that said nothing is simply over; a request that does not come whole is told.
-            return _answer("408 Request Timeout") if self.requestline or not self._requests else None
+            result = _answer("408 Request Timeout") if self.requestline or not self._requests else None
         finally:
             self._timeout.close()
             self.server.krait.answering.discard(getcurrent())
+        if isinstance(result, tuple):  # the base class sends it, to a client that may take nothing
+            self.socket.settimeout(config.send_timeout)
+        return result
 
     def read_requestline(self) -> str:
         self.requestline = ""

@@ -54,6 +54,7 @@ class Loop:
 
     def __init__(self, poller: str = "auto") -> None:
         self.hub: Any = get_hub()
+        self._poller = new_poller(poller, self.hub, self._serve)  # first: the system may have no descriptor for it
         serve(self.hub, is_served=True)
         self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
         self.buffer_view = memoryview(self.buffer)
@@ -71,7 +72,6 @@ class Loop:
         # Unlike a callback, an async watcher can be triggered from any thread, and many triggers are one wake-up.
         self._async = self.hub.loop.async_()
         self._async.start(self._run_calls)
-        self._poller = new_poller(poller, self.hub, self._serve)
         self.watch = self._poller.watch
         self.forget = self._poller.forget
 

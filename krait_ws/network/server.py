@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,17 +165,20 @@ class Server:
         self.answering: set[Any] = set()  # of those that answer a request or an upgrade
         self._greeting_until = 0.0
         self.tls: ssl.SSLContext | None = None
-        try:
+        self._own_listener: socket.socket | None = None
+        with ExitStack() as made:  # given back when something of it cannot be made, for example without descriptors
+            made.callback(self.site.close)
             self.tls = new_context(config)
-            self._own_listener = new_listener(config) if listener is None else None
-        except ConfigError:
-            self.site.close()
-            raise
-        self.listener = listener or self._own_listener
-        assert self.listener is not None
-        self._url = url_of(self.listener, config)
-        self.loop = Loop(config.poller)
-        self._observer = Observer(self, self.loop, config, workers)
+            if listener is None:
+                listener = self._own_listener = new_listener(config)
+                made.callback(self._close_own_listener)
+            self.listener = listener
+            self._url = url_of(listener, config)
+            own = made.enter_context(closing(listener.dup()))
+            self.loop = Loop(config.poller)
+            made.callback(self.loop.close)
+            self._observer = Observer(self, self.loop, config, workers)
+            made.pop_all()
         self.counters = self._observer.counters
         self._watchdog = Watchdog(self.loop, config.slow_hook)
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
@@ -182,7 +186,7 @@ class Server:
         self._pool: Any = (Pool if is_patched() else ThreadPool)(config.script_threads)
         self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
         self._wsgi = _WsgiServer(
-            self.listener.dup(),  # which it closes
+            own,  # which it closes
             self._answer,
             handler_class=UpgradeHandler,
             spawn=self._http_connections,
@@ -251,13 +255,16 @@ class Server:
         self._stopped.set()
 
     def _stop_accepting(self, *, restarts: bool) -> None:
-        if self._own_listener is not None:
-            remove_path(self._own_listener)
-            self._own_listener.close()
+        self._close_own_listener()
         if not restarts:
             self._wsgi.accept_waiting()  # closing the last socket that listens would cut them off
         self._greeting_until = monotonic() + _GREETING
         self._wsgi.close()
+
+    def _close_own_listener(self) -> None:
+        if self._own_listener is not None:
+            remove_path(self._own_listener)
+            self._own_listener.close()
 
     @property
     def is_stopped(self) -> bool:
@@ -279,7 +286,8 @@ class Server:
             peer = ipaddress.ip_address(environ.get("REMOTE_ADDR", ""))
         except ValueError:
             return
-        if any(peer in network for network in self._trusted_proxies):
+        peers = (peer, getattr(peer, "ipv4_mapped", None) or peer)  # on an IPv6 socket IPv4 looks like ::ffff:10.0.0.1
+        if any(address in network for network in self._trusted_proxies for address in peers):
             _proxy_fix(environ, None)
 
     # ---- plain requests
@@ -454,6 +462,9 @@ class Server:
         except Exception as error:  # of the user's on_start, or of the settings in the user's class
             self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
             return self.site.failed(error, request)
+        if not place.is_held:  # nobody waits for it: the pool had no thread in time, or the server is at its end
+            session.end(ABNORMAL)
+            self.loop.call(partial(session.transport_gone, ABNORMAL))
         return session
 
     def _end_late(self, decision: Any) -> None:

@@ -112,6 +112,22 @@ def test_paths_that_cannot_be_listened_on(tmp_path: Path, path: str) -> None:
     assert "too long" in refusal(str(tmp_path / ("x" * 200)))
 
 
+# ---- addresses
+
+
+@pytest.mark.parametrize("trusted", ["127.0.0.1", "127.0.0.0/8", "::ffff:127.0.0.1"])
+def test_a_proxy_with_an_ipv4_address_is_known_on_an_ipv6_socket(serve: Serve, trusted: str) -> None:
+    seen: list[Any] = []
+
+    def answer(request: Any) -> WebsocketsCtrlBase:
+        seen.append(request.remote_addr)
+        return HandlerEcho()
+
+    site = serve(answer, host="::", trusted_proxy=trusted)
+    with RawClient(site.port, headers=("X-Forwarded-For: 203.0.113.7",)):
+        assert seen == ["203.0.113.7"]
+
+
 # ---- descriptors and places
 
 
