@@ -74,18 +74,17 @@ class LineWriter(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._waiting: deque[logging.LogRecord | str] = deque()
-        self._dropped = 0
         self._is_closed = False
-        self._process = 0
         self._has_thread = self._is_woken = False
         self._alarm: Any = None
-        self._forget_thread()
+        self._forget_process()
 
     def createLock(self) -> None:  # noqa: N802  the base class's name
         self.lock = new_reentrant_lock()  # a native one, whatever gevent has patched
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._process != os.getpid():
+            self._forget_process()
         if len(self._waiting) >= MAX_WAITING:
             self._dropped += 1
             return
@@ -95,8 +94,6 @@ class LineWriter(logging.Handler):
         except Exception:  # of a record whose arguments do not fit its message
             self.handleError(record)
             return
-        if self._process != os.getpid():
-            self._forget_thread()  # threads do not live on in a forked process
         if not self._is_woken:
             self._is_woken = True
             if not self._has_thread:
@@ -120,8 +117,11 @@ class LineWriter(logging.Handler):
             self._alarm.release()
         super().close()
 
-    def _forget_thread(self) -> None:
+    def _forget_process(self) -> None:
+        """Threads do not live on in a forked process, and what waits here is written by the one it comes from."""
         self._process = os.getpid()
+        self._waiting: deque[logging.LogRecord | str] = deque()
+        self._dropped = 0
         self._has_thread = self._is_woken = False
         self._output = new_lock()  # held while something is written
         self._alarm = new_lock()  # released when there is something to write
@@ -151,9 +151,14 @@ class LineWriter(logging.Handler):
                 self._stream.flush()
 
 
+def new_formatter(config: Config) -> logging.Formatter:
+    """What makes lines of records, as ``log_format`` says; each ends with a newline."""
+    return JsonFormatter() if config.log_format == "json" else TextFormatter()
+
+
 def configure(config: Config, stream: TextIO | None = None) -> LineWriter:
-    """Lets every record of the process go to ``stream``, stderr by default, as the settings say. Once per process, in a
-    worker after the fork.
+    """Lets every record of the process go to ``stream``, stderr by default, as the settings say. Once per process; a
+    process that is forked later keeps to it.
     """
     writer = LineWriter(sys.stderr if stream is None else stream)
     root = logging.getLogger()
@@ -167,7 +172,7 @@ def reconfigure(config: Config) -> None:
     root = logging.getLogger()
     for writer in root.handlers:
         if isinstance(writer, LineWriter):
-            writer.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
+            writer.setFormatter(new_formatter(config))
             root.setLevel(logging.DEBUG if config.debug else config.log_level.upper())
             access_logger.setLevel(logging.NOTSET if config.access_log else logging.WARNING)
 

@@ -12,14 +12,16 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gevent
 
 from krait_ws import log_output
 from krait_ws.config import Config
-from krait_ws.errors import KraitError
+from krait_ws.errors import ConfigError, KraitError
 from krait_ws.network.listening import new_listener, remove_path
 from krait_ws.network.server import Server
+from krait_ws.patching import is_patched
 
 logger = logging.getLogger("krait_ws.server")
 
@@ -46,6 +48,9 @@ class Serving:
         self._read_config = read_config
         self._listener = new_listener(config)
         self._draining: list[Server] = []
+        self._hub = gevent.get_hub()
+        self._is_told = False  # that it shall end
+        self._watcher: Any = None
         try:
             self.server = Server(site, config, listener=self._listener)
         except KraitError:
@@ -55,8 +60,16 @@ class Serving:
 
     def start(self) -> None:
         """Begins to accept, and to hear signals."""
+        # Python runs a handler in the main thread, which sleeps in the hub: a byte in the pipe wakes it, whichever
+        # thread the system has given the signal to.
+        reader, writer = os.pipe()
+        for end in reader, writer:
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(writer)
+        self._watcher = self._hub.loop.io(reader, 1)
+        self._watcher.start(os.read, reader, 100)
         for number in _STOP_SIGNALS:
-            gevent.signal_handler(number, self._stop)
+            signal.signal(number, self._hear)
         if hasattr(signal, "SIGHUP"):
             gevent.signal_handler(signal.SIGHUP, self._restart)
         self.server.start()
@@ -68,20 +81,27 @@ class Serving:
         for server in self._draining:
             server.serve_forever()
 
-    def _stop(self) -> None:
-        """A signal has come. The second one does not wait for anybody."""
-        if self.server.is_stopping:
+    def _hear(self, number: int, frame: object) -> None:
+        """A signal has come. The second one does not wait for anybody, nor for a network loop that is stuck: this runs
+        between two steps of whatever the main thread does."""
+        if self._is_told:
             os._exit(1)
+        self._is_told = True
+        self._hub.loop.run_callback_threadsafe(self._stop)
+
+    def _stop(self) -> None:
         logger.warning("stops and waits for handlers; once more ends it now")
         remove_path(self._listener)
         self._listener.close()
         self.server.request_stop()
 
     def _restart(self) -> None:
-        if self.server.is_stopping:
+        if self._is_told:
             return
         try:
             config = self._read_config()
+            if config.runs_on == "greenlet" and not is_patched():
+                raise ConfigError("runs_on: the standard library is patched at the start only: stop and start again")
             moved = _place(config) != _place(self.server.config)
             listener = new_listener(config) if moved else self._listener
             try:
@@ -107,6 +127,6 @@ class Serving:
         logger.warning("serves anew; %d connections are closed with 1012", len(old.sessions))
 
 
-def _place(config: Config) -> tuple[str, str, int]:
+def _place(config: Config) -> str | tuple[str, int]:
     """What tells where to listen."""
-    return config.unix, config.host, config.port
+    return config.unix or (config.host, config.port)
