@@ -27,10 +27,11 @@ import gevent
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
+from gunicorn.glogging import Logger as _BaseLogger
 from gunicorn.workers.base import Worker as _BaseWorker
 
 from krait_ws import log_output
-from krait_ws.config import Config
+from krait_ws.config import Config, options
 from krait_ws.errors import ConfigError, KraitError
 from krait_ws.flags import read_config
 from krait_ws.network.listening import new_listener, url_of
@@ -66,8 +67,12 @@ def site(root: str = "sites", **settings: Any) -> SiteApp:
     ``tls_cert`` and ``tls_key`` among the settings. ``KRAIT_*`` variables count too.
 
     Raises:
-        ConfigError: A setting cannot be used.
+        ConfigError: There is no such setting, or it cannot be used.
     """
+    known = [option.name for option in options()]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"site: there is no setting {name}")
     given = {name: value if isinstance(value, bool) else str(value) for name, value in settings.items()}
     return SiteApp(Path(root), read_config(given, os.environ))
 
@@ -81,6 +86,7 @@ class Worker(_BaseWorker):  # type: ignore[misc]
     """
 
     _generation: mmap.mmap | None = None  # how often the master has read its configuration; shared with the workers
+    _has_served: mmap.mmap | None = None  # whether any worker has begun; shared too
     _known_cfg: Any = None
     _folder: Path | None = None  # what the workers share
 
@@ -89,6 +95,7 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         super().__init__(*arguments, **named)
         if Worker._generation is None:
             Worker._generation = mmap.mmap(-1, 8)
+            Worker._has_served = mmap.mmap(-1, 1)
             Worker._folder = new_folder(self.cfg.uid, self.cfg.gid)
             atexit.register(_remove, Worker._folder, os.getpid())
         if self.cfg is not Worker._known_cfg:
@@ -120,10 +127,16 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         gevent.signal_handler(signal.SIGTERM, self._drain)
         gevent.signal_handler(signal.SIGUSR1, self.log.reopen_files)
 
+    def load_wsgi(self) -> None:
+        try:
+            super().load_wsgi()
+        except KraitError as error:
+            self._fail(error)
+
     def run(self) -> None:
         app = self.wsgi
         if not isinstance(app, SiteApp):
-            raise ConfigError('krait_ws.gunicorn.Worker serves krait_ws.gunicorn:site("sites"), nothing else')
+            self._fail(ConfigError('krait_ws.gunicorn.Worker serves krait_ws.gunicorn:site("sites"), nothing else'))
         if app.config.runs_on == "greenlet":
             patch_standard_library()
         from krait_ws.network.server import Server  # not before the patch
@@ -133,9 +146,11 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         listener.setblocking(False)
         try:
             self._server = Server(app.root, self._config(app.config), listener=listener, workers=Worker._folder)
-        except KraitError as error:
+        except (KraitError, OSError) as error:
             self._fail(error)
         self._server.start()
+        assert Worker._has_served is not None
+        Worker._has_served[0] = 1
         heartbeat = gevent.spawn(self._beat)
         if not self.alive:  # SIGTERM came while the site was loaded
             self._drain()
@@ -150,10 +165,12 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         self.cfg.worker_abort(self)
         _exit(1)
 
-    def _fail(self, error: KraitError) -> NoReturn:
-        """At the start gunicorn ends when a worker cannot begin; later it tries until the mistake is mended."""
+    def _fail(self, error: KraitError | OSError) -> NoReturn:
+        """While no worker has ever begun gunicorn ends; later it tries until the mistake is mended, for the sake of
+        the workers that there are."""
         self.log.error("a worker cannot start: %s", error)
-        if self._own_generation == 1:
+        assert Worker._has_served is not None
+        if not Worker._has_served[0]:
             _exit(Arbiter.WORKER_BOOT_ERROR)
         gevent.sleep(_HEARTBEAT)
         _exit(1)
@@ -199,16 +216,41 @@ class Worker(_BaseWorker):  # type: ignore[misc]
         _exit(0)
 
 
+class _Reloaded(Exception):
+    """The new workers have been started."""
+
+
+class _Logger(_BaseLogger):  # type: ignore[misc]
+    """gunicorn's records, in the format of ours."""
+
+    formatter: logging.Formatter
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(self.formatter)
+            handler.terminator = ""
+
+
 class _Supervisor(Arbiter):  # type: ignore[misc]
     """gunicorn's, with our signals: SIGINT is as gentle as SIGTERM, and a second one of either ends it now."""
 
     app: _Application
     _is_ending = False
+    _ends_now = False
+    _reloads = False
+    _stops = False
 
     def signal(self, sig: int, frame: Any) -> None:
         if sig in (signal.SIGINT, signal.SIGTERM):
+            self._ends_now = self._is_ending
             sig, self._is_ending = signal.SIGQUIT if self._is_ending else signal.SIGTERM, True
         super().signal(sig, frame)
+
+    def stop(self, graceful: bool = True) -> None:
+        self._stops = True
+        # gunicorn forgets a second signal that it takes out of its queue together with the first.
+        super().stop(graceful and not self._ends_now)
 
     def reload(self) -> None:
         try:
@@ -216,7 +258,23 @@ class _Supervisor(Arbiter):  # type: ignore[misc]
         except KraitError as error:
             self.log.error("goes on as it was, because it cannot restart: %s", error)
             return
-        super().reload()
+        self._reloads = True
+        try:
+            super().reload()
+        except _Reloaded:
+            pass
+        finally:
+            self._reloads = False
+
+    def reap_workers(self) -> None:
+        """At the end of ``reload`` gunicorn waits here until the old workers have ended, and is deaf meanwhile: to
+        SIGTERM, and to workers that die. Ours take a second SIGTERM well, so there is nothing to wait for. At the end
+        they get it again and again: one that was forked a moment before does not hear the first."""
+        super().reap_workers()
+        if self._reloads:
+            raise _Reloaded
+        if self._stops:
+            self.kill_workers(signal.SIGQUIT if self._ends_now else signal.SIGTERM)
 
 
 class _Application(BaseApplication):  # type: ignore[misc]
@@ -245,6 +303,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
         log_output.reconfigure(config)  # the new workers inherit it
 
     def load_config(self) -> None:
+        _Logger.formatter = log_output.new_formatter(self._config)
         values: dict[str, Any] = {
             "bind": f"fd://{self._descriptor}",
             "workers": self._config.workers,
@@ -252,6 +311,7 @@ class _Application(BaseApplication):  # type: ignore[misc]
             "graceful_timeout": int(min(self._config.drain_timeout, _LONGEST) + _SPARE),
             "when_ready": self._when_ready,
             "loglevel": "warning",
+            "logger_class": _Logger,
             "proc_name": "krait-ws",
             "control_socket_disable": True,
         }

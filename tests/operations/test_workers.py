@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -225,6 +227,123 @@ def test_a_second_signal_ends_all_workers_now(start: Start) -> None:
         server.signal(signal.SIGINT)
         server.wait(10)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_signals_are_heard_while_old_workers_drain(start: Start) -> None:
+    server = start("--workers", "2", "--drain-timeout", "1000")
+    server.wait_for_workers(2)
+    with RawClient(server.port, "/stuck") as stuck:
+        stuck.expect("started")
+        old = server.workers()
+        server.signal(signal.SIGHUP)
+        stuck.expect_close(1012)
+        new = eventually(lambda: [pid for pid in server.workers() if pid not in old], what="new workers")
+        server.signal(signal.SIGTERM)
+        eventually(lambda: not set(new) & set(server.workers()), what="the new workers end")
+        server.signal(signal.SIGTERM)
+        server.wait(10)
+
+
+LOOPS = (
+    "import time\nfrom krait_ws.websockets import *\n"
+    "class Loops(WebsocketsCtrlBase):\n    runs_on = 'loop'\n    def __init__(self):\n"
+    "        super().__init__(use_in_message_queue=False)\n"
+    "    def on_in_message(self, message):\n        if message == 'sleep':\n            time.sleep(3600)\n"
+    "        while True:\n            pass\n"
+    "def websocket(request):\n    return WebsocketsResponse(Loops())\n"
+)
+
+
+@pytest.mark.parametrize("way", ["spin", "sleep"])
+def test_a_second_signal_ends_a_server_whose_loop_is_stuck(start: Start, tmp_path: Path, way: str) -> None:
+    server = start()
+    write_site(tmp_path / "site", {"loops.py": LOOPS})
+    with RawClient(server.port, "/loops") as client:
+        client.send_frame(TEXT, way)
+        eventually(lambda: "holds up the network loop" in server.log, what="the loop is stuck")
+        server.signal(signal.SIGINT)
+        time.sleep(0.2)  # two that come at once are one
+        server.signal(signal.SIGINT)
+        assert server.wait(10) == 1
+
+
+def test_a_worker_that_cannot_come_back_leaves_the_others_alone(start: Start, tmp_path: Path) -> None:
+    from tests.operations.conftest import make_certificate
+
+    made = make_certificate(tmp_path, "made")
+    server = start("--workers", "2", "--tls-cert", str(made.cert), "--tls-key", str(made.key))
+    dies, stays = server.wait_for_workers(2)
+    good = made.cert.read_bytes()
+    made.cert.write_text("half of it")
+    os.kill(dies, signal.SIGKILL)
+    eventually(lambda: server.log.count("a worker cannot start") >= 2, what="it tries again")
+    assert stays in server.workers()
+    made.cert.write_bytes(good)
+    assert stays in server.wait_for_workers(2)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_every_record_is_json(start: Start) -> None:
+    server = start("--workers", "2", "--log-format", "json")
+    workers = server.wait_for_workers(2)
+    os.kill(workers[0], signal.SIGKILL)
+    eventually(lambda: workers[0] not in server.workers(), what="it is gone")
+    server.wait_for_workers(2)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    records = [json.loads(line) for line in server.log.splitlines()]
+    assert [fields["logger"] for fields in records if "SIGKILL" in fields["message"]] == ["gunicorn.error"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_sighup_changes_what_is_logged(start: Start, tmp_path: Path, workers: str) -> None:
+    settings = tmp_path / "krait.toml"
+    settings.write_text("log_format = 'text'\n")
+    server = start("--workers", workers, "--config", str(settings))
+
+    def lines() -> list[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/pid", timeout=PATIENCE):
+            return [line for line in server.log.splitlines() if "/pid" in line]
+
+    eventually(lambda: [line for line in lines() if not line.startswith("{")], what="lines of text")
+    settings.write_text("log_format = 'json'\n")
+    server.signal(signal.SIGHUP)
+    eventually(lambda: [line for line in lines() if line.startswith("{")], what="lines of JSON")
+
+
+def test_a_restart_that_lacks_descriptors_takes_none(start: Start) -> None:
+    server = start()
+
+    def descriptors() -> set[str]:
+        return set(os.listdir(f"/proc/{server.pid}/fd"))
+
+    before = descriptors()
+    for more in range(4):  # the site takes one for a moment, the server a socket, then an epoll object
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (max(map(int, before)) + 1 + more, 4096))
+        said = server.log.count("serves anew") + server.log.count("cannot restart")
+        server.signal(signal.SIGHUP)
+        eventually(lambda: server.log.count("serves anew") + server.log.count("cannot restart") > said, what="a word")  # noqa: B023
+        eventually(lambda: len(descriptors()) == len(before), what="no descriptor more")
+    assert server.log.count("cannot restart") >= 2
+
+
+def test_only_sites_are_served(tmp_path: Path) -> None:
+    """Whatever else gunicorn is given is told in a line, and not tried again and again."""
+    (tmp_path / "plain.py").write_text("def app(environ, start_response):\n    return []\n")
+    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "-k", "krait_ws.gunicorn.Worker"]
+    for application, told in [
+        ("plain:app", "serves krait_ws.gunicorn:site"),
+        ("krait_ws.gunicorn:site('nowhere')", "nowhere"),
+        ("krait_ws.gunicorn:site('.', max_connections=-5)", "max-connections: -5 is below"),
+        ("krait_ws.gunicorn:site('.', max_conections=5)", "max_conections"),
+    ]:
+        done = subprocess.run(
+            [*command, application], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == 3, done.stderr
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
 
 
 def test_blocking_controllers_are_no_dead_worker(tmp_path: Path) -> None:
