@@ -316,7 +316,9 @@ def test_a_forked_process_has_a_writer_of_its_own() -> None:
         "logging.info('parent')\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
-    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == ["before", "child", "parent"]
+    lines = [line.split(": ")[1] for line in done.stderr.splitlines()]
+    assert sorted(lines) == ["before", "child", "parent"]
+    assert lines[-1] == "parent"
 
 
 @pytest.fixture
