@@ -46,7 +46,8 @@ class _Commands(click.Group):
         except KraitError as error:
             message = str(error)
         except click.Abort:
-            sys.exit(130)  # Ctrl-C
+            click.echo("krait-ws: aborted", err=True)  # Ctrl-C, or no answer to a question
+            sys.exit(130)
         # It may hold what a server said.
         click.echo(f"krait-ws: {escaped(message)}", err=True)
         sys.exit(2)

@@ -57,7 +57,7 @@ def redacted_target(target: str) -> str:
 
 def secrets_of(environ: Mapping[str, Any]) -> list[str]:
     """What a request came with that may be secret, in every form in which it may stand in a message; longest first."""
-    found = {form for value in _secret_values(environ) for form in _forms(value)}
+    found = {form for value in set(_secret_values(environ)) for form in _forms(value)}
     return sorted((form for form in found if len(form) >= _LEAST_SECRET), key=len, reverse=True)
 
 

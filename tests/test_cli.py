@@ -201,6 +201,16 @@ def test_a_reader_that_has_gone_is_no_traceback(command: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_a_question_that_nobody_answers() -> None:
+    """The end of the input is what Ctrl-C is to a command that asks."""
+    done = subprocess.run(
+        [sys.executable, "-m", "krait_ws", "connect", "ws://127.0.0.1:1/", "--basic", "ada"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 130
+    assert done.stderr.endswith("krait-ws: aborted\n")
+
+
 # ---- serve
 
 

@@ -71,6 +71,8 @@ def _transport(url: str, subprotocol: str, headers: tuple[str, ...], auth: Auth 
     from krait_ws.bench.plan import header_of
     from krait_ws.client import Transport
 
+    if "://" not in url:
+        raise ConfigError(f"{url!r} is no WebSocket URL: write it like ws://127.0.0.1:8000/echo/live")
     address = "ws" + url[4:] if url.startswith(("http://", "https://")) else url
     try:
         return Transport(

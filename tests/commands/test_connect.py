@@ -193,6 +193,7 @@ def test_what_the_handshake_carries() -> None:
     ("arguments", "named"),
     [
         (["nothing"], "nothing"),
+        (["localhost:8000/echo"], "'localhost:8000/echo' is no WebSocket URL: write it like ws://"),
         (["ws://127.0.0.1:1/"], "refused"),
         (["ws://x", "-H", "X"], "'X' is no header"),
         (["ws://x", "-H", ""], "'' is no header"),
