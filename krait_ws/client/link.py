@@ -93,12 +93,15 @@ class Link:
             ConnectionClosedError: The connection is over.
         """
         self._check_process()
-        try:
-            sent_at = time.monotonic()
-            answered = self._websocket.ping(ack_on_close=True)
-            in_time = answered.wait(timeout)
-        except ConnectionClosed as closed:
-            raise _closed(closed) from closed
+        sent_at = time.monotonic()
+        in_time = self._websocket.protocol_mutex.acquire(timeout=max(0.0, timeout))  # a message may be stuck before it
+        if in_time:
+            self._websocket.protocol_mutex.release()
+            try:
+                answered = self._websocket.ping(ack_on_close=True)
+            except ConnectionClosed as closed:
+                raise _closed(closed) from closed
+            in_time = answered.wait(max(0.0, sent_at + timeout - time.monotonic()))
         if not in_time:
             raise TimeoutError(f"no pong came within {timeout:g} s")
         if not self.is_open:

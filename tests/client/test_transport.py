@@ -443,6 +443,8 @@ def test_a_close_has_its_deadline_although_a_send_is_stuck(proxy: Proxy) -> None
     proxy.stall()
     sender = Task(lambda: fill(link)).until_blocked()
     began = time.monotonic()
+    with pytest.raises(TimeoutError, match="no pong"):
+        link.ping(0.2)
     link.close()
     assert time.monotonic() - began < SOON
     with pytest.raises(ConnectionClosedError):
