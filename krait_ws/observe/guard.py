@@ -24,7 +24,7 @@ from krait_ws.protocol.handshake import check_origin
 COOKIE = "krait_dashboard"
 COOKIE_SECONDS = 12 * 3600
 
-_FORWARDED = re.compile(r"HTTP_(X_FORWARDED(_.*)?|FORWARDED|X_REAL_IP|VIA)")
+_FORWARDED = re.compile(r"HTTP_(X_FORWARDED(_.*)?|FORWARDED|X_REAL_IP|VIA|(.*_)?CLIENT_IP|CF_CONNECTING_IP)")
 _PROXY_FIX = "werkzeug.proxy_fix.orig"  # in the environ of a request that came from a trusted proxy
 _ELSEWHERE = (
     "This is for this machine only. From elsewhere, or through a proxy, it needs a token: "
@@ -96,7 +96,8 @@ def is_local(environ: Environ) -> bool:
 
 
 def _names_loopback(host: str) -> bool:
-    name = host.rsplit("]", 1)[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    found = re.fullmatch(r"(\[(?P<six>[^\]]*)\]|(?P<name>[^:]*))(:.*)?", host)
+    name = (found["six"] or found["name"] or "") if found else ""
     return name.lower() == "localhost" or _is_loopback(name)
 
 

@@ -35,12 +35,16 @@ LOCAL = {"REMOTE_ADDR": "127.0.0.1", "HTTP_HOST": "127.0.0.1:8000", "wsgi.url_sc
         ({"HTTP_HOST": "127.0.0.1.evil.example"}, False),
         ({"HTTP_HOST": ""}, False),
         ({"HTTP_HOST": "[evil]:8000"}, False),
+        ({"HTTP_HOST": "[::1].evil.example"}, False),
         # a proxy on this machine
         ({"HTTP_X_FORWARDED_FOR": "127.0.0.1"}, False),
         ({"HTTP_X_FORWARDED_PROTO": "https"}, False),
         ({"HTTP_FORWARDED": "for=127.0.0.1"}, False),
         ({"HTTP_X_REAL_IP": "127.0.0.1"}, False),
         ({"HTTP_VIA": "1.1 cache"}, False),
+        ({"HTTP_CF_CONNECTING_IP": "127.0.0.1"}, False),
+        ({"HTTP_TRUE_CLIENT_IP": "127.0.0.1"}, False),
+        ({"HTTP_X_CLIENT_IP": "127.0.0.1"}, False),
         ({"werkzeug.proxy_fix.orig": {}}, False),
     ],
 )
