@@ -312,6 +312,25 @@ def test_sighup_changes_what_is_logged(start: Start, tmp_path: Path, workers: st
     eventually(lambda: [line for line in lines() if line.startswith("{")], what="lines of JSON")
 
 
+def test_sighup_with_another_port_leaves_a_unix_socket_alone(tmp_path: Path) -> None:
+    settings = tmp_path / "krait.toml"
+    path = str(tmp_path / "krait.sock")
+    settings.write_text(f"unix = {path!r}\nport = 8001\n")
+    server = Processes([*serve_command(tmp_path)[:-2], "--config", str(settings)], tmp_path / "log")
+    try:
+        eventually(lambda: os.path.exists(path), what="it listens")
+        assert server.process.stdout is not None
+        server.process.stdout.readline()
+        settings.write_text(f"unix = {path!r}\nport = 8002\n")
+        server.signal(signal.SIGHUP)
+        eventually(lambda: "serves anew" in server.log, what="the restart")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert not os.path.exists(path)
+    finally:
+        server.kill()
+
+
 def test_a_restart_that_lacks_descriptors_takes_none(start: Start) -> None:
     server = start()
 
