@@ -171,6 +171,7 @@ def test_a_slow_handler_keeps_nobody_from_sending(relay: SiteServer) -> None:
     with script(relay.port) as one, panel(relay.port) as other:
         one.on_message("board", lambda event: inside.set() or go_on.wait(10))  # type: ignore[func-returns-value]
         one.wait_ready(10)
+        other.wait_ready(10)  # it may have said online, and not be told yet that it is connected
         other.stream.send(json.dumps({"module": "grid", "type": "notify", "src": "board"}))
         assert inside.wait(10)
         started = time.monotonic()
