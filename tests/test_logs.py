@@ -315,7 +315,9 @@ def test_a_forked_process_has_a_writer_of_its_own() -> None:
         "os.wait()\n"
         "logging.info('parent')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
     lines = [line.split(": ")[1] for line in done.stderr.splitlines()]
     assert sorted(lines) == ["before", "child", "parent"]
     assert lines[-1] == "parent"

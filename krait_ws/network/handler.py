@@ -77,8 +77,12 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     _unread = ""  # why the request could not be read
 
     def handle(self) -> None:
-        with suppress(OSError):  # the client is gone
-            super().handle()
+        rfile = self.rfile
+        try:
+            with suppress(OSError):  # the client is gone
+                super().handle()
+        finally:
+            rfile.close()  # not when the traceback of a cut request is collected at last, in whatever thread
 
     # ---- the request's head, in limited time
 
