@@ -312,7 +312,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.environ.get("REMOTE_ADDR", ""),
             self.command,
             self.path,
-            self.code if self.status else 0,
+            abs(self.code) if self.status else 0,  # negative when the client did not take the answer
             bytes_out=self.response_length or 0,
             seconds=self.time_finish - self.time_start,
             session=opened,
