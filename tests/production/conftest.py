@@ -75,8 +75,8 @@ def unchecked() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    # A blocking client reads and writes in two threads, and Python's ssl before 3.13 takes no care of that: with TLS 1.3
-    # the tickets that nginx and Caddy send after the handshake can cost it its first request.
+    # A blocking client reads and writes in two threads, and Python's ssl before 3.13 takes no care of that: with
+    # TLS 1.3 the tickets that nginx and Caddy send after the handshake can cost it its first request.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     return context
 
