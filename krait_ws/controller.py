@@ -7,18 +7,31 @@ the one private attribute here, so that no attribute of a subclass can collide w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from krait_ws.logs import ConnectionLog
 from krait_ws.mailbox import Pressure
 from krait_ws.overrides import overrides_of
 from krait_ws.patching import check_runs_on
-from krait_ws.protocol.frames import BYTES_LIKE, Message, encode_binary, encode_close, encode_text
+from krait_ws.protocol.frames import Message, encode_close
 from krait_ws.rate import LimitedSession
 from krait_ws.session import Session
 
 if TYPE_CHECKING:
     from krait_ws.context import WebsocketsRequest
+
+
+class _Missing:
+    """What a controller has in its session's place until it has one. A ``__getattr__`` would say the same, and make
+    every look at any attribute of a controller several times slower."""
+
+    def __get__(self, controller: object, owner: type) -> Any:
+        if controller is None:
+            return self
+        raise AttributeError(
+            f"{owner.__qualname__}.__init__ must call super().__init__() before it uses the controller"
+        )
 
 
 class WebsocketsCtrlBase:
@@ -57,6 +70,8 @@ class WebsocketsCtrlBase:
     rate_limit: tuple[int, float] | None = None
     rate_policy: str = "wait"
 
+    _krait: Session = cast(Session, _Missing())
+
     def __init__(self, use_in_message_queue: bool = True) -> None:
         overrides = overrides_of(type(self), WebsocketsCtrlBase)
         kind = Session if self.rate_limit is None else LimitedSession
@@ -65,12 +80,6 @@ class WebsocketsCtrlBase:
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         check_runs_on(cls.runs_on, cls.__qualname__)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_krait":
-            name = type(self).__qualname__
-            raise AttributeError(f"{name}.__init__ must call super().__init__() before it uses the controller")
-        raise AttributeError(f"{type(self).__qualname__!r} object has no attribute {name!r}")
 
     # ---- hooks
 
@@ -142,9 +151,9 @@ class WebsocketsCtrlBase:
         Raises:
             RuntimeError: As ``pop_in_message``.
         """
-        pop = self.pop_in_message
-        while (message := pop(None)) is not None:
-            yield message
+        if type(self).pop_in_message is not WebsocketsCtrlBase.pop_in_message:
+            return iter(partial(self.pop_in_message, None), None)
+        return self._krait.messages()
 
     def push_out_message(self, message: str | bytes | bytearray | memoryview | Iterator[Any]) -> bool:
         """Queues a message for the client: ``str`` as text, bytes-like as binary (copied), an iterator of either as one
@@ -165,16 +174,11 @@ class WebsocketsCtrlBase:
             ValueError: An iterator without chunks.
             UnicodeEncodeError: A text with a lone surrogate.
         """
-        if isinstance(message, str):
-            return self._krait.outgoing.push(encode_text(message))
-        if isinstance(message, BYTES_LIKE):
-            return self._krait.outgoing.push(encode_binary(message))
+        if type(message) is str or type(message) is bytes:
+            return self._krait.outgoing.send(message)
         if isinstance(message, Iterator):
             return self._krait.push_stream(message)
-        raise TypeError(
-            f"a message is str, bytes-like or an iterator of them, not {type(message).__name__}: "
-            "make it one, for example with json.dumps"
-        )
+        return self._krait.outgoing.send_other(message)
 
     @property
     def pressure(self) -> Pressure:

@@ -5,27 +5,30 @@ full it says so, and its producer stops reading the socket until ``on_room``; so
 one read of the socket gave. ``OutMailbox``: the handler pushes encoded frames, the loop takes them. When it is full
 the slow-consumer policy decides.
 
-One lock each, held for a few instructions and never across user code, a wait or a wake-up call of the loop.
+Both are built on ``core``, which has what a usual message passes through; here is the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from krait_ws.config import Config
+from krait_ws.core import InQueue, OutQueue
+from krait_ws.core.sizes import memory_size as memory_size
+from krait_ws.core.sizes import no_one as no_one
 from krait_ws.protocol.deflate import RSV1, inflate_shared
-from krait_ws.protocol.frames import CONTINUATION, FIN, TEXT, Message, is_whole, payload_of
-from krait_ws.protocol.messages import Item, Piece
-from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, new_lock, wake_all
-
-
-def memory_size(item: Item) -> int:
-    """Bytes that a message, or a piece of one, holds at most: four a character when a text is not ASCII."""
-    if type(item) is bytes:
-        return len(item)
-    data = item.data if isinstance(item, Piece) else item
-    return len(data) if isinstance(data, bytes) or data.isascii() else 4 * len(data)
+from krait_ws.protocol.frames import (
+    BYTES_LIKE,
+    CONTINUATION,
+    FIN,
+    TEXT,
+    Message,
+    encode_binary,
+    encode_text,
+    is_whole,
+    payload_of,
+)
+from krait_ws.waiting import Waiter, Waiters, may_wait, monotonic, wake_all
 
 
 class Pressure(NamedTuple):
@@ -41,166 +44,17 @@ class Pressure(NamedTuple):
     """Pushes that had to wait so far."""
 
 
-def no_one() -> None:
-    """What a mailbox calls that nobody has connected."""
-
-
-class InMailbox:
+class InMailbox(InQueue):
     """Messages that arrived and were not popped yet, in order.
 
     ``on_room`` is called once, outside the lock, when a full mailbox has fallen to half of its limits; ``on_drained``
     whenever a pop finds it empty and waits.
     """
 
-    __slots__ = (
-        "_arrived",
-        "_bytes",
-        "_closed",
-        "_full",
-        "_lock",
-        "_next",
-        "_poppers",
-        "_room_waiters",
-        "_waits",
-        "limits",
-        "on_drained",
-        "on_room",
-    )
-
-    def __init__(self, limits: Config) -> None:
-        self.limits = limits
-        self.on_room: Callable[[], None] = no_one
-        self.on_drained: Callable[[], None] = no_one
-        self._lock = new_lock()
-        # Two lists cost a fraction of an empty deque. Guarded by _lock, as is all below.
-        self._arrived: list[Item] = []  # in order, behind those in _next
-        self._next: list[Item] = []  # in reverse, so that the next is its last
-        self._bytes = 0
-        self._full = False
-        self._waits = True
-        self._closed = False
-        self._poppers = Waiters()
-        self._room_waiters = Waiters()
-
-    def __len__(self) -> int:
-        return len(self._arrived) + len(self._next)
-
-    @property
-    def is_drained(self) -> bool:
-        """Whether it is empty and somebody waits for more, so that what came before has been dealt with."""
-        with self._lock:
-            return not self._arrived and not self._next and bool(self._poppers)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether its producer must wait for ``on_room``."""
-        return self._full
-
-    def put(self, messages: list[Item], wake: Callable[[Iterable[Waiter]], None] = wake_all) -> bool:
-        """Appends what arrived. Returns ``False`` when the mailbox is full now. Thread: any; never waits.
-
-        Once it is closed, messages are dropped: their connection is over.
-
-        Args:
-            wake: Wakes those who have waited for them, now or soon.
-        """
-        with self._lock:
-            if self._closed:
-                return True
-            self._arrived += messages
-            size = self._bytes
-            for message in messages:
-                # The two common kinds are measured here, without a call.
-                is_plain = type(message) is bytes or (type(message) is str and message.isascii())
-                size += len(message) if is_plain else memory_size(message)
-            self._bytes = size
-            waiters = self._poppers.take_locked(len(messages))
-            if size >= self.limits.max_in_bytes or len(self) >= self.limits.max_in_messages:
-                self._full = self._waits
-        if waiters:
-            wake(waiters)
-        return not self._full
-
-    def pop(self, timeout: float | None = 0) -> Item | None:
-        """The next message; ``None`` after ``timeout`` seconds, or once the mailbox is closed and empty.
-
-        Raises:
-            RuntimeError: It would wait on the network loop.
-        """
-        deadline = None
-        while True:
-            with self._lock:
-                if not self._next and self._arrived:
-                    self._next, self._arrived = self._arrived, self._next
-                    self._next.reverse()
-                if self._next:
-                    message = self._next.pop()
-                    is_plain = type(message) is bytes or (type(message) is str and message.isascii())
-                    self._bytes -= len(message) if is_plain else memory_size(message)
-                    room = self._full and self._regain_room_locked()
-                    waiters = self._room_waiters.take_all_locked() if room else ()
-                    break
-                if self._closed or not self._waits or timeout == 0:
-                    return None
-                waiter = self._poppers.add_locked()
-            self.on_drained()
-            if timeout is None:
-                remaining = None
-            else:
-                deadline = deadline or monotonic() + timeout
-                remaining = deadline - monotonic()
-            woken = False
-            try:
-                woken = waiter.wait(remaining)
-            finally:
-                if not woken:
-                    self._leave(waiter)
-            if not woken:
-                timeout = 0  # a last look, for what came at the same moment
-        if room:
-            wake_all(waiters)
-            self.on_room()
-        return message
-
-    def wait_for_room(self) -> None:
-        """Waits until the mailbox is not full or is closed. For the thread that delivers messages to it."""
-        with self._lock:
-            if self._closed or not self._full:
-                return
-            waiter = self._room_waiters.add_locked()
-        waiter.wait(None)
-
-    def end_waiting(self) -> None:
-        """From now on nobody waits here, for messages or for room; what is still put can be popped. For a mailbox whose
-        source has ended but for what a hook is still to put in. Thread: any."""
-        with self._lock:
-            self._waits = False
-            self._full = False
-            waiters = [*self._poppers.take_all_locked(), *self._room_waiters.take_all_locked()]
-        wake_all(waiters)
-
-    def close(self) -> None:
-        """Takes nothing more and wakes every wait; what is in it can still be popped. Thread: any."""
-        with self._lock:
-            self._closed = True
-            waiters = [*self._poppers.take_all_locked(), *self._room_waiters.take_all_locked()]
-        wake_all(waiters)
-
-    def _regain_room_locked(self) -> bool:
-        if len(self) * 2 > self.limits.max_in_messages or self._bytes * 2 > self.limits.max_in_bytes:
-            return False
-        self._full = False
-        return True
-
-    def _leave(self, waiter: Waiter) -> None:
-        """A wait ended by its timeout or an exception. A wake-up that came too late goes to the next in line."""
-        with self._lock:
-            late = not self._poppers.remove_locked(waiter) and len(self)
-            following = self._poppers.take_locked(1) if late else ()
-        wake_all(following)
+    __slots__ = ()
 
 
-class OutMailbox:
+class OutMailbox(OutQueue):
     """Encoded frames that wait for the network loop, in order.
 
     ``on_output`` is called outside the lock when there is something to take and the loop does not know it yet;
@@ -210,77 +64,50 @@ class OutMailbox:
     is pushed meanwhile waits in a mailbox of its own, with the same limits and policy, and joins this one at the end.
     """
 
-    __slots__ = (
-        "_bytes",
-        "_closed",
-        "_has_fragments",
-        "_held",
-        "_lock",
-        "_mid_message",
-        "_pushers",
-        "_signalled",
-        "_streamers",
-        "blocked",
-        "dropped",
-        "frames",
-        "limits",
-        "on_output",
-        "on_overflow",
-        "taken",
-    )
+    __slots__ = ("_mid_message", "_streamers", "blocked", "dropped")
 
     def __init__(self, limits: Config) -> None:
-        self.limits = limits
-        self.on_output: Callable[[], None] = no_one
-        self.on_overflow: Callable[[], None] = no_one
-        self._lock = new_lock()
-        self.frames: list[bytes] = []  # what waits; guarded by _lock, as is all below
-        self._bytes = 0
-        self._signalled = False  # the loop knows that there is something to take
-        self._closed = False
-        self._pushers = Waiters()
-        self._held: OutMailbox | None = None  # what was pushed since a fragmented message began
-        self._streamers = Waiters()  # for the end of that message
+        super().__init__(limits)
+        self._streamers = Waiters()  # for the end of a fragmented message; guarded by _lock, as is all below
         self._mid_message = False
-        self._has_fragments = False  # a message in fragments has been pushed
         self.dropped = 0  # messages that the policy dropped
         self.blocked = 0  # pushes that had to wait
-        self.taken = 0  # messages that the loop has taken, each with its last frame
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
     @property
     def pressure(self) -> Pressure:
         """What waits, and what the policy did so far. Thread: any."""
         with self._lock:
-            held = self._held
+            held: OutMailbox | None = self._held
             pressure = Pressure(len(self.frames), self._bytes, self.dropped, self.blocked)
         if held is None:
             return pressure
         return Pressure(*map(sum, zip(pressure, held.pressure, strict=True)))
 
-    @property
-    def is_congested(self) -> bool:
-        """Whether it is more than half full: time to stop producing."""
-        return self._bytes * 2 > self.limits.max_out_bytes or len(self.frames) * 2 > self.limits.max_out_messages
+    def send_other(self, message: Any) -> bool:
+        """Pushes a message that is a subclass of ``str``, or bytes-like.
 
-    def push(self, frame: bytes, *, may_block: bool = True) -> bool:
-        """Appends a frame. Returns ``False`` when the connection is over or the policy dropped it. Thread: any.
-
-        May wait for room up to ``push_timeout`` where the policy is ``block``; without ``may_block`` and on the network
-        loop, where it cannot, a full mailbox ends the connection.
+        Raises:
+            TypeError: It is neither.
         """
+        if isinstance(message, str):
+            return self.push(encode_text(message))
+        if isinstance(message, BYTES_LIKE):
+            return self.push(encode_binary(message))
+        raise TypeError(
+            f"a message is str, bytes-like or an iterator of them, not {type(message).__name__}: "
+            "make it one, for example with json.dumps"
+        )
+
+    def push_with_care(self, frame: bytes, *, may_block: bool) -> bool:
+        """As ``push``, where there may be no room."""
+        wake = False
         with self._lock:
             if self._closed:
                 return False
             held = self._held
-            room = held is None and (not self.frames or self._has_room_locked(len(frame)))
+            room = held is None and self._has_room_locked(len(frame))
             if room:
-                self.frames.append(frame)
-                self._bytes += len(frame)
-                wake = not self._signalled
-                self._signalled = True
+                wake = self._append_locked(frame)
         if held is not None:
             return self._push_held(held, frame, may_block=may_block)
         if not room:
@@ -288,14 +115,6 @@ class OutMailbox:
         if wake:
             self.on_output()
         return True
-
-    def post(self, frame: bytes) -> tuple[bool, bool]:
-        """As ``push`` that may not block, without ``on_output``. Returns whether the frame is queued, and whether the
-        caller must see to it that the loop is told."""
-        with self._lock:
-            if not self._closed and self._held is None and self._has_room_locked(len(frame)):
-                return True, self._append_locked(frame)
-        return self.push(frame, may_block=False), False
 
     def begin_stream(self) -> bool:
         """Begins a fragmented message; waits up to ``push_timeout`` for another one to end.
@@ -350,8 +169,8 @@ class OutMailbox:
         if wake:
             self.on_output()
 
-    def take(self, max_bytes: int) -> list[bytes]:
-        """Frames of up to ``max_bytes`` together, at least one; none when there is none. Called by: the loop."""
+    def take_with_care(self, max_bytes: int) -> list[bytes]:
+        """As ``take``, where it may be a part of what there is."""
         with self._lock:
             if not self.frames:
                 self._signalled = False
@@ -364,8 +183,7 @@ class OutMailbox:
                 frames = self._take_some_locked(max_bytes)
             self.taken += sum(frame[0] >= FIN for frame in frames) if self._has_fragments else len(frames)
             waiters = self._pushers.take_all_locked()
-        if waiters:
-            wake_all(waiters)
+        wake_all(waiters)
         return frames
 
     def pop(self) -> Message | None:

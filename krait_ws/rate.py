@@ -68,6 +68,8 @@ class LimitedSession(Session):
 
     __slots__ = ("_full_at", "_held", "_rate", "_timer")
 
+    counts = True
+
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
         super().__init__(controller, overrides, use_queue=use_queue)
         self._rate = _rate_of(controller)

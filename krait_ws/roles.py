@@ -22,6 +22,9 @@ class Transport(Protocol):
     """What a session asks of its connection. Called on the network loop only."""
 
     def flush(self) -> None:
+        """Send whatever there is to send."""
+
+    def send_now(self) -> None:
         """The out-mailbox has something to take."""
 
     def resume_reading(self) -> None:

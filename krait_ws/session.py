@@ -22,6 +22,7 @@ from gevent.lock import RLock as GreenletReentrantLock
 from greenlet import GreenletExit
 
 from krait_ws.config import DEFAULTS, Config
+from krait_ws.core import SessionCore
 from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.logs import Closed, connection_fields, log_failure
@@ -53,14 +54,15 @@ def send_all(sessions: list[Session]) -> None:
 
     def send_some(start: int) -> None:
         for session in sessions[start : start + _SENT_A_TURN]:
-            session._ask_to_send()
+            if session._transport is not None:
+                session._transport.send_now()
         if start + _SENT_A_TURN < len(sessions):
             runtime.call(partial(send_some, start + _SENT_A_TURN))
 
     runtime.call(partial(send_some, 0))
 
 
-class Session:
+class Session(SessionCore):
     """See the module. Thread: any, unless a method says otherwise.
 
     Args:
@@ -81,18 +83,13 @@ class Session:
     __slots__ = (
         "__weakref__",
         "_claimed",
-        "_context",
-        "_delivers_on_loop",
-        "_ended",
         "_fault",
         "_gone",
         "_handlers",
-        "_in_lock",
         "_lock",
         "_on_over",
         "_overrides",
         "_pings",
-        "_rest",
         "_runtime",
         "_started",
         "_stop_hook_ran",
@@ -100,10 +97,6 @@ class Session:
         "_stopper",
         "_stream",
         "_transport",
-        "_wake",
-        "arrivals",
-        "bytes_in",
-        "bytes_out",
         "close_code",
         "close_reason",
         "config",
@@ -114,15 +107,19 @@ class Session:
         "incoming",
         "is_abandoned",
         "latency",
-        "messages_in",
         "opened_at",
-        "outgoing",
         "protocol",
         "request",
         "shared_window",
         "stopping",
         "streams",
     )
+
+    arrivals: InMailbox | None
+    outgoing: OutMailbox
+
+    counts = False
+    """Whether it must see each message as it comes, and say how many may come in one turn."""
 
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
         self.controller = controller
@@ -160,6 +157,7 @@ class Session:
         self._stream: MessageStream | None = None  # the message that is being read; owned by the reader
         self._pings: Pings | None = None  # made for the first one; guarded by _lock
         self._fault: tuple[int, str] | None = None  # of the peer, while the handler answers what came before it
+        self._hook: Callable[[Any], None] | None = None  # what the loop calls with each message
         self._rest: Sequence[Item] = ()  # messages that the loop has not delivered yet; owned by the loop
         self._stop_timer: Any = None  # owned by the loop
         self._gone = True  # no connection; owned by the loop
@@ -249,6 +247,7 @@ class Session:
                 raise ConfigError(f"{name}: stream_messages waits for chunks, so runs_on cannot be 'loop'")
             self.arrivals = self.incoming  # the loop calls the hook itself
             self._delivers_on_loop = self._overrides.delivers
+            self._hook = getattr(self.controller, self._overrides.hook)
             return
         if self._overrides.handles:
             self._handlers.append(self._new_handler(self._handle))
@@ -293,10 +292,19 @@ class Session:
 
     def pop(self, timeout: float | None) -> Item | MessageStream | None:
         """See ``WebsocketsCtrlBase.pop_in_message``."""
+        incoming = self._queue()
+        # The mailbox holds pieces only where streams are asked for.
+        return self._next_stream(incoming, timeout) if self.streams else incoming.pop(timeout)
+
+    def messages(self) -> Iterator[Any]:
+        """See ``WebsocketsCtrlBase.messages``."""
+        incoming = self._queue()
+        return iter(partial(self._next_stream, incoming, None) if self.streams else partial(incoming.pop, None), None)
+
+    def _queue(self) -> InMailbox:
         if self.incoming is None:
             raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
-        # The mailbox holds pieces only where streams are asked for.
-        return self._next_stream(self.incoming, timeout) if self.streams else self.incoming.pop(timeout)
+        return self.incoming
 
     def post(self, frame: bytes) -> tuple[bool, bool]:
         """Queues a frame that ``send_all`` is to send; see ``OutMailbox.post``."""
@@ -555,7 +563,8 @@ class Session:
             self._rest = ()
         outgoing = self.outgoing
         with self.in_lock:  # re-entrant, so that on_in_message_internal finds it taken: once for all of these
-            deliver: Callable[[Any], None] = getattr(self.controller, self._overrides.hook)
+            deliver = self._hook
+            assert deliver is not None
             for number, message in enumerate(messages):
                 if self._ended:
                     return
@@ -571,15 +580,19 @@ class Session:
                 hook(*arguments)
             else:
                 hook()  # the other call takes 500 bytes more of the stack, for as long as a handler runs
-        except (SystemExit, GreenletExit):
-            return True
         except BaseException as error:  # whatever a user's hook raises, the loop and the thread go on
-            environ = {} if self.request is None else self.request.http.environ
-            name = type(self.controller).__qualname__
-            log_failure(logger, error, environ, "connection %s: %s raised", self.id, name, **connection_fields(self))
-            self.end(INTERNAL_ERROR)
-            return False
+            return self.hook_raised(error)
         return True
+
+    def hook_raised(self, error: BaseException) -> bool:
+        """What user code raised ends the session, unless it was a way to end itself. Returns whether it goes on."""
+        if isinstance(error, SystemExit | GreenletExit):
+            return True
+        environ = {} if self.request is None else self.request.http.environ
+        name = type(self.controller).__qualname__
+        log_failure(logger, error, environ, "connection %s: %s raised", self.id, name, **connection_fields(self))
+        self.end(INTERNAL_ERROR)
+        return False
 
     def _call_on_stop(self) -> None:
         """A user's ``on_stop`` may block and take locks that the caller of ``end`` holds, so it gets a place of its
@@ -614,7 +627,7 @@ class Session:
         """There is output. A transport that has gone meanwhile takes none."""
         transport = self._transport
         if transport is not None and self._runtime is not None:
-            self._runtime.call(transport.flush)
+            self._runtime.call(transport.send_now)
 
     def _ask_to_read(self) -> None:
         """There is room again."""

@@ -259,6 +259,8 @@ class RecordingTransport:
         while frames := self._session.outgoing.take(1 << 16):
             self.sent += b"".join(frames)
 
+    send_now = flush
+
     def send_ping(self) -> None:
         self.pings += 1
 

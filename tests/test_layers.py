@@ -20,6 +20,7 @@ LAYERS = [
     ["errors", "version"],
     ["config", "logs"],
     ["protocol"],
+    ["core"],
     ["waiting", "patching", "tuning"],
     ["mailbox", "handlers", "log_output"],
     ["streams", "overrides", "pings", "roles"],

@@ -25,6 +25,9 @@ if sys.platform.startswith("linux"):
     import fcntl
     import termios
 
+from gevent.monkey import get_original
+
+from krait_ws.core import LinkCore
 from krait_ws.network.loop import BUFFER_SIZE, Loop, Timer
 from krait_ws.network.poller import HANGUP, READ, WRITE
 from krait_ws.network.tls import TlsSocket
@@ -50,8 +53,11 @@ _COPY_BELOW = 4 * 1024  # bytes
 
 _OPEN, _CLOSE_SENT, _FAILED, _CLOSED = State
 
+# What the system itself serves, whether or not the standard library is patched.
+_NativeSocket = get_original("socket", "socket")
 
-class Connection:
+
+class Connection(LinkCore):
     """See the module.
 
     Args:
@@ -66,22 +72,15 @@ class Connection:
         "__weakref__",
         "_closing",
         "_deflate",
-        "_descriptor",
         "_ending",
         "_hung_up",
-        "_in_system",
-        "_loop",
+        "_is_plain",
         "_parts",
         "_protocol",
         "_read_size",
-        "_reading",
-        "_session",
-        "_sock",
         "_take",
+        "_takes_usual",
         "_timer",
-        "_unsent",
-        "heard_at",
-        "stuck_since",
     )
 
     def __init__(
@@ -110,10 +109,19 @@ class Connection:
         self.heard_at = monotonic()
         self.stuck_since: float | None = None
         self._in_system: int | None = None  # bytes that the system had not sent when it was asked last
+        self.max_size = session.config.max_message_size
+        # Whole frames may be taken, and sent, as they are; a session that counts or gives pieces must see them itself.
+        self._is_plain = type(sock) is _NativeSocket and deflate is None
+        self.writable = self._is_plain
+        self._takes_usual = self._is_plain and not session.streams and not session.counts
+        self.usual = self._takes_usual
         sock.setblocking(False)
         if deflate is not None:
             session.shared_window = deflate.window_bits
         loop.watch(self._descriptor, self, READ)
+        self.connect()
+        if self._takes_usual and session.config.runs_on == "thread" and session.arrivals is not None:
+            self.lend()
         session.attach(self)
         if received:
             session.bytes_in += len(received)
@@ -123,6 +131,10 @@ class Connection:
 
     def on_ready(self, events: int) -> None:
         """The socket is ready."""
+        if self.is_lent:  # an error, or a hang-up: the thread has it too, unless it is busy
+            self.recall()
+            if self.is_lent:
+                events &= ~READ
         if events & READ:
             if self._reading:
                 self._read()
@@ -142,6 +154,14 @@ class Connection:
 
     def flush(self) -> None:
         """Sends what there is to send, up to a budget; the rest has its next turn soon."""
+        if not self.begin_sending():
+            return
+        try:
+            self._flush()
+        finally:
+            self.end_sending()
+
+    def _flush(self) -> None:
         protocol = self._protocol
         outgoing = self._session.outgoing
         budget = FLUSH_BUDGET
@@ -211,6 +231,8 @@ class Connection:
         if self._sock is None or self._closing is not None or not self._protocol.may_send:
             return
         self._closing = (code, reason)
+        self.writable = False
+        self.recall()
         self._start_timer()
         self.resume_reading()  # the peer's close frame may be behind messages that nobody will take
         self.flush()
@@ -222,6 +244,7 @@ class Connection:
         protocol = self._protocol
         if sock is None or protocol.is_holding:
             return  # what was read before comes first, and its turn is on its way
+        self.usual = False  # until what is read now has been dealt with, nobody may read on
         loop = self._loop
         expected = protocol.bytes_expected
         if expected > READ_SIZE:
@@ -229,6 +252,7 @@ class Connection:
         try:
             received = sock.recv_into(loop.buffer, self._read_size)
         except (BlockingIOError, InterruptedError):
+            self._note_usual()
             return
         except OSError:
             self._gone()
@@ -244,7 +268,27 @@ class Connection:
             else:
                 self._receive(loop.buffer_view[:received])  # a view saves a copy, but is slower to take apart
 
+    def _receive_rest(self, data: bytes) -> None:
+        """What a thread read of its own socket and has no use for."""
+        if self._sock is not None:
+            self._receive(data)
+            if self._sock is not None:
+                self._watch()
+
     def _receive(self, data: bytes | memoryview) -> None:
+        self.usual = False
+        try:
+            self._receive_any(data)
+        finally:
+            self._note_usual()
+
+    def _note_usual(self) -> None:
+        """What may come now, and go, after what has come."""
+        is_open = self._sock is not None and self._protocol.state is _OPEN
+        self.writable = self.writable and is_open
+        self.usual = self._takes_usual and is_open and self._protocol.is_between_messages
+
+    def _receive_any(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
         session = self._session
         ping = protocol.ping_payload
@@ -373,7 +417,9 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
         self._loop.forget(self._descriptor)
-        sock.close()
+        self.disconnect()
+        if not self.leave_to_waiter(sock):
+            sock.close()
         self._protocol.end_of_stream()
         self._session.transport_gone(self._protocol.close_code or ABNORMAL, self._protocol.close_reason)
 
@@ -382,9 +428,11 @@ class Connection:
             self._timer = self._loop.call_later(self._session.config.close_timeout, self._gone)
 
     def _watch(self) -> None:
-        events = (READ if self._reading else 0 if self._hung_up else HANGUP) | (
-            WRITE if self._unsent is not None else 0
-        )
+        events = WRITE if self._unsent is not None else 0
+        if self._reading:
+            events |= 0 if self.is_lent else READ
+        else:
+            events |= 0 if self._hung_up else HANGUP
         self._loop.watch(self._descriptor, self, events)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent.hub import get_hub
 
+from krait_ws.core import LoopCore
 from krait_ws.network.poller import Ready, new_poller
 from krait_ws.waiting import get_hub_if_exists, monotonic, new_lock, serve
 
@@ -24,6 +25,9 @@ logger = logging.getLogger("krait_ws.network")
 
 BUFFER_SIZE = 256 * 1024
 """Bytes of the receive buffer that all connections share: the most that one read takes."""
+
+_TICK = 0.02
+"""Seconds that a handler may be busy before the loop reads its socket again."""
 
 
 class Timer:
@@ -45,7 +49,7 @@ class Timer:
             function()
 
 
-class Loop:
+class Loop(LoopCore):
     """Belongs to the hub of the thread that makes it.
 
     Args:
@@ -53,10 +57,10 @@ class Loop:
     """
 
     def __init__(self, poller: str = "auto") -> None:
+        super().__init__(BUFFER_SIZE)
         self.hub: Any = get_hub()
-        self._poller = new_poller(poller, self.hub, self._serve)  # first: the system may have no descriptor for it
+        self._poller = new_poller(poller, self.hub, self)  # first: the system may have no descriptor for it
         serve(self.hub, is_served=True)
-        self.buffer = bytearray(BUFFER_SIZE)  # owned by the loop
         self.buffer_view = memoryview(self.buffer)
         self.now = monotonic()  # when the sockets being served became ready; owned by the loop
         self.in_hook: Session | None = None  # whose hook runs at the moment; written by the loop
@@ -85,8 +89,7 @@ class Loop:
                 return
             self._soon.append(function)
             if not self._scheduled:
-                self._scheduled = True
-                self.hub.loop.run_callback(self._run_soon)
+                self._schedule()
             return
         with self._lock:
             if self._closed:
@@ -118,24 +121,41 @@ class Loop:
         self._timers.clear()
         self._poller.close()
 
-    def _serve(self, batch: list[tuple[Ready, int]]) -> None:
-        """Serves the ready sockets, then at once what their messages set off: all are read before the first answer is
-        written, so that peers wake to find their answers together."""
+    def serve(self, owner: Ready, events: int) -> None:
+        """Serves one ready socket, then what that set off. Called by: a poller that knows of one at a time."""
         self._scheduled = True  # calls made meanwhile are run below
         self.now = monotonic()
-        for owner, events in batch:
-            try:
-                owner.on_ready(events)
-            except Exception:
-                logger.exception("a connection failed; it is an error of krait-ws")
-                owner.abort()
+        try:
+            owner.on_ready(events)
+        except Exception:
+            self._failed(owner)
         self._run_soon()
 
+    def _failed(self, owner: Ready) -> None:
+        """Called while an exception of it is handled."""
+        logger.exception("a connection failed; it is an error of krait-ws")
+        owner.abort()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        if not self._closed:
+            self.hub.loop.run_callback(self._run_soon)
+
     def _run_soon(self) -> None:
-        """Runs the loop's own calls; those that come meanwhile have the next turn, after the sockets."""
+        """Runs the loop's own calls, when all sockets of a turn have been read: peers wake to find their answers
+        together. Those that come meanwhile have the next turn, after the sockets."""
         calls, self._soon = self._soon, []
         self._scheduled = False
+        self.flush_dirty()
         self._run(calls)
+
+    def _start_ticking(self) -> None:
+        """Called from a thread that a connection was lent to."""
+        self.call_later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        if self.tick():
+            self.call_later(_TICK, self._tick)
 
     def _run_calls(self) -> None:
         """Runs the calls of other threads; those that come meanwhile have the next turn, after the sockets."""

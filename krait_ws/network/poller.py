@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from gevent.monkey import get_original
@@ -35,11 +34,16 @@ class Ready(Protocol):
         """It failed: let go of the socket at once."""
 
 
-Batch = Callable[[list[tuple[Ready, int]]], None]
+class Turns(Protocol):
+    """The loop, which serves what is ready; see ``network.loop.Loop``."""
+
+    def watches_with(self, epoll: Any) -> None: ...
+    def serve_epoll(self, epoll: Any, owners: dict[int, Any], most: int) -> int: ...
+    def serve(self, owner: Ready, events: int) -> None: ...
 
 
 class Poller(Protocol):
-    """``serve`` gets the ready sockets' owners."""
+    """Tells the loop which sockets are ready."""
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
         """Begins or changes what is watched of a socket. With no events it reports errors at most. HANGUP is of use
@@ -52,10 +56,11 @@ class Poller(Protocol):
 
 
 class EpollPoller:
-    def __init__(self, hub: Any, serve: Batch) -> None:
-        self._serve = serve
+    def __init__(self, hub: Any, loop: Turns) -> None:
+        self._loop = loop
         self._owners: dict[int, Ready] = {}
         self._epoll = _new_epoll()
+        loop.watches_with(self._epoll)
         self._watcher = hub.loop.io(self._epoll.fileno(), READ)
         self._watcher.start(self._poll)
 
@@ -83,28 +88,18 @@ class EpollPoller:
 
     def _poll(self) -> None:
         """Serves what is ready, and what became ready meanwhile: another look costs far less than a turn of the hub."""
-        owners = self._owners
-        poll = self._epoll.poll
+        serve = self._loop.serve_epoll
         until = monotonic() + _LONG_ENOUGH
         for _ in range(_LOOKS_A_TURN):
-            ready = poll(0, _MAX_BATCH)
-            if not ready:
-                return
-            self._serve(
-                [
-                    (owners[descriptor], READ if mask == _EPOLLIN else _EVENTS.get(mask, READ | WRITE))
-                    for descriptor, mask in ready
-                    if descriptor in owners
-                ]
-            )
-            if len(ready) > _SMALL_BATCH or monotonic() > until:
+            ready = serve(self._epoll, self._owners, _MAX_BATCH)
+            if not ready or ready > _SMALL_BATCH or monotonic() > until:
                 return
 
 
 class WatcherPoller:
-    def __init__(self, hub: Any, serve: Batch) -> None:
+    def __init__(self, hub: Any, loop: Turns) -> None:
         self._hub = hub
-        self._serve = serve
+        self._loop = loop
         self._watchers: dict[int, Any] = {}
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
@@ -128,26 +123,15 @@ class WatcherPoller:
             self.forget(descriptor)
 
     def _ready(self, events: int, owner: Ready) -> None:
-        self._serve([(owner, events & (READ | WRITE))])
+        self._loop.serve(owner, events & (READ | WRITE))
 
 
-def new_poller(kind: str, hub: Any, serve: Batch) -> Poller:
+def new_poller(kind: str, hub: Any, loop: Turns) -> Poller:
     """``kind`` is ``"epoll"``, ``"watchers"`` or ``"auto"``: epoll where there is one."""
     if kind == "epoll" or (kind == "auto" and sys.platform == "linux"):
-        return EpollPoller(hub, serve)
-    return WatcherPoller(hub, serve)
+        return EpollPoller(hub, loop)
+    return WatcherPoller(hub, loop)
 
 
 # A patched select module has none; the one of the system is never waited for.
 _new_epoll: Any = get_original("select", "epoll") if sys.platform == "linux" else None
-_EPOLLIN = getattr(select, "EPOLLIN", 0)
-_EVENTS = (
-    {
-        select.EPOLLOUT: WRITE,
-        select.EPOLLIN | select.EPOLLOUT: READ | WRITE,
-        select.EPOLLRDHUP: HANGUP,
-        select.EPOLLRDHUP | select.EPOLLOUT: HANGUP | WRITE,
-    }
-    if sys.platform == "linux"
-    else {}
-)

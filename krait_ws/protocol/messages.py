@@ -117,6 +117,11 @@ class MessageReader:
         self._mask = b""  # its masking key, turned to the next byte
         self._fin = False
 
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether nothing of a message or a frame has come yet, so that the next byte begins one."""
+        return not (self._opcode or self._buffered or self.bytes_expected or self.is_holding)
+
     def drop_held(self) -> None:
         """Forgets what waits for its turn: nothing that the peer sent is looked at any more."""
         self._buffered = b""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import gevent
 import pytest
 from gevent.hub import get_hub
 
+from krait_ws.core import LoopCore
 from krait_ws.network.poller import (
     HANGUP,
     READ,
@@ -30,13 +32,27 @@ KINDS = pytest.mark.parametrize("kind", [pytest.param("epoll", marks=NEEDS_EPOLL
 ONE_KIND = [pytest.param("epoll", marks=NEEDS_EPOLL)]
 
 
-@contextmanager
-def polling(kind: str, serve: Callable[[list[tuple[Ready, int]]], None] | None = None) -> Iterator[Poller]:
-    def serve_all(batch: list[tuple[Ready, int]]) -> None:
-        for owner, events in batch:
-            owner.on_ready(events)
+class Turns(LoopCore):
+    """The loop's part of polling, which fails where an owner does; notes who was served in each turn."""
 
-    poller = new_poller(kind, get_hub(), serve or serve_all)
+    def __init__(self) -> None:
+        super().__init__(1024)
+        self.turns: list[list[Any]] = [[]]
+
+    def serve(self, owner: Ready, events: int) -> None:
+        owner.on_ready(events)
+        self._run_soon()
+
+    def _run_soon(self) -> None:
+        self.turns.append([])
+
+    def _failed(self, owner: Ready) -> None:
+        raise AssertionError("an owner failed")
+
+
+@contextmanager
+def polling(kind: str, loop: Turns | None = None) -> Iterator[Poller]:
+    poller = new_poller(kind, get_hub(), loop or Turns())
     try:
         yield poller
     finally:
@@ -269,21 +285,17 @@ def test_more_sockets_than_a_batch_are_all_served(kind: str) -> None:
 @pytest.mark.parametrize("kind", ONE_KIND)
 @own_thread
 def test_sockets_that_are_ready_together_come_in_one_batch(kind: str) -> None:
-    batches: list[list[tuple[Ready, int]]] = []
-
-    def serve(batch: list[tuple[Ready, int]]) -> None:
-        batches.append(batch)
-        for owner, events in batch:
-            owner.on_ready(events)
-
-    with polling(kind, serve) as poller, tcp_pair() as (one, one_peer), tcp_pair() as (two, two_peer):
-        owners = {sock: Owner(lambda events, sock=sock: sock.recv(100)) for sock in (one, two)}
+    loop = Turns()
+    with polling(kind, loop) as poller, tcp_pair() as (one, one_peer), tcp_pair() as (two, two_peer):
+        owners = {
+            sock: Owner(lambda events, sock=sock: (sock.recv(100), loop.turns[-1].append(sock))) for sock in (one, two)
+        }
         one_peer.send(b"x")
         two_peer.send(b"x")  # loopback: both are there when send has returned
         for sock, owner in owners.items():
             poller.watch(sock.fileno(), owner, READ)
-        spin(lambda: batches, "a batch")
-        assert {id(owner) for owner, _ in batches[0]} == {id(owner) for owner in owners.values()}
+        spin(lambda: loop.turns[0], "a turn")
+        assert set(loop.turns[0]) == {one, two}
 
 
 @pytest.mark.parametrize("kind", ONE_KIND)
@@ -306,7 +318,7 @@ def test_which_poller_is_taken() -> None:
     hub = get_hub()
 
     def kind_of(name: str) -> type:
-        poller = new_poller(name, hub, lambda batch: None)
+        poller = new_poller(name, hub, Turns())
         poller.close()
         return type(poller)
 

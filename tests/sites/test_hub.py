@@ -178,6 +178,8 @@ class Deaf:
     def flush(self) -> None:
         """The out-mailbox stays as full as it is."""
 
+    send_now = flush
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 

@@ -1,0 +1,116 @@
+# The network loop's turn; see network/loop.py for what is meant.
+
+from cpython.dict cimport PyDict_GetItem
+
+
+cdef extern from "Python.h":
+    char* PyByteArray_AS_STRING(object)
+
+cdef enum:
+    READ = 1
+    WRITE = 2
+    HANGUP = 4
+    MOST_EVENTS = 256
+
+
+cdef inline int events_of(unsigned int mask):
+    if mask == EPOLLIN:
+        return READ
+    if mask == EPOLLOUT:
+        return WRITE
+    if mask == EPOLLRDHUP:
+        return HANGUP
+    if mask == (EPOLLRDHUP | EPOLLOUT):
+        return HANGUP | WRITE
+    return READ | WRITE
+
+
+cdef class LoopCore:
+    cdef public object in_hook
+    cdef public double now
+    cdef public bint _scheduled
+    cdef readonly bytearray buffer
+    cdef uint8_t* _data
+    cdef list _dirty  # connections with something to send
+    cdef list _active  # connections that are lent to threads which got a message lately
+    cdef bint _ticks
+    cdef unsigned long _thread
+    cdef int _epoll
+    cdef epoll_event* _events
+
+    def __cinit__(self, *_, **__):
+        self._epoll = -1
+        self._events = <epoll_event*>malloc(MOST_EVENTS * sizeof(epoll_event))
+        if self._events is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._events)
+
+    def __init__(self, buffer_size):
+        self.buffer = bytearray(buffer_size)
+        self._data = <uint8_t*>PyByteArray_AS_STRING(self.buffer)
+        self._dirty = []
+        self._active = []
+        self._thread = PyThread_get_thread_ident()
+
+    def watches_with(self, epoll):
+        self._epoll = epoll.fileno()
+
+    def serve_epoll(self, epoll, dict owners, int most):
+        cdef int count = epoll_wait(self._epoll, self._events, min(most, MOST_EVENTS), 0)
+        cdef int at
+        if count <= 0:
+            return 0
+        self._scheduled = True
+        self.now = krait_now()
+        for at in range(count):
+            owner = owners.get(self._events[at].data.fd)
+            if owner is not None:
+                try:
+                    self._serve_one(owner, self._events[at].events)
+                except Exception:
+                    self._failed(owner)
+        self._run_soon()
+        return count
+
+    cdef _serve_one(self, owner, unsigned int mask):
+        if mask == EPOLLIN and isinstance(owner, LinkCore) and (<LinkCore>owner).usual and (<LinkCore>owner)._reading:
+            if not (<LinkCore>owner)._lent:  # else it is its thread's
+                (<LinkCore>owner).read()
+        else:
+            owner.on_ready(events_of(mask))
+
+    def flush_dirty(self):
+        cdef LinkCore link
+        if not self._dirty:
+            return
+        dirty, self._dirty = self._dirty, []
+        for item in dirty:
+            link = item
+            link._is_dirty = False
+            try:
+                link.send_now()
+            except Exception:
+                self._failed(link)
+
+    cdef _note_active(self, LinkCore link):
+        if not link._is_active:
+            link._is_active = True
+            self._active.append(link)
+            if not self._ticks:
+                self._ticks = True
+                self.call(self._start_ticking)
+
+    def tick(self):
+        """Returns whether there is to be another one."""
+        cdef LinkCore link
+        active, self._active = self._active, []
+        for item in active:
+            link = item
+            link._is_active = False
+            if link.tick() and not link._is_active:
+                link._is_active = True
+                self._active.append(link)
+        self._ticks = bool(self._active)
+        return self._ticks

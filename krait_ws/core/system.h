@@ -1,0 +1,221 @@
+/* What the compiled core asks of Linux, each in a few lines of C: frames in a buffer, and the wait for one socket. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <linux/futex.h>
+
+/* A frame whose head has been read. */
+typedef struct {
+    int first;          /* its first byte */
+    size_t start;       /* where its payload begins */
+    size_t size;        /* of its payload */
+} Frame;
+
+/* Reads the head of a whole, masked frame at the beginning of what there is. Returns 0 when it is anything else, which
+ * the reader in Python then judges: part of a frame, a length that is not in its shortest form, no mask. */
+static inline int krait_frame(const uint8_t *data, size_t length, size_t most, Frame *frame) {
+    if (length < 6 || !(data[1] & 0x80)) return 0;
+    size_t size = data[1] & 0x7f, start = 6;
+    if (size == 126) {
+        if (length < 8) return 0;
+        size = ((size_t)data[2] << 8) | data[3];
+        if (size < 126) return 0;
+        start = 8;
+    } else if (size == 127) {
+        return 0;       /* larger than a read: never whole */
+    }
+    if (size > most || length - start < size) return 0;
+    frame->first = data[0];
+    frame->start = start;
+    frame->size = size;
+    return 1;
+}
+
+/* Masking is its own opposite (RFC 6455 section 5.3). Source and target may be the same. */
+static inline void krait_mask(const uint8_t *key, const uint8_t *source, uint8_t *target, size_t size) {
+    uint32_t four;
+    uint64_t eight, word;
+    size_t at = 0;
+    memcpy(&four, key, 4);
+    eight = ((uint64_t)four << 32) | four;
+    for (; at + 8 <= size; at += 8) {
+        memcpy(&word, source + at, 8);
+        word ^= eight;
+        memcpy(target + at, &word, 8);
+    }
+    for (; at < size; at++) target[at] = source[at] ^ key[at & 3];
+}
+
+/* The head of an unmasked frame, in the shortest form of section 5.2. Returns its size, at most 10. */
+static inline size_t krait_head(uint8_t *target, int first, size_t size) {
+    target[0] = (uint8_t)first;
+    if (size < 126) {
+        target[1] = (uint8_t)size;
+        return 2;
+    }
+    if (size < 65536) {
+        target[1] = 126;
+        target[2] = (uint8_t)(size >> 8);
+        target[3] = (uint8_t)size;
+        return 4;
+    }
+    target[1] = 127;
+    for (int i = 0; i < 8; i++) target[2 + i] = (uint8_t)((uint64_t)size >> (56 - 8 * i));
+    return 10;
+}
+
+static inline double krait_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+/* ---- the wait of a thread for its socket, which another thread can interrupt
+ *
+ * The signal is blocked in the thread but for the wait itself, so that it is never lost between a look at what has
+ * changed and the wait, and never disturbs anybody's system call. Its usual action is to be ignored; who sends it
+ * otherwise, for urgent data, has no handler in such a thread. */
+enum { KRAIT_SIGNAL = SIGURG };
+enum { KRAIT_READY, KRAIT_TIMEOUT, KRAIT_INTERRUPTED };
+
+static void krait_on_signal(int number) { (void)number; }
+
+/* Once in a process, unless somebody else has a use for the signal: then returns 0, and nobody may wait. */
+static int krait_prepare_signal(void) {
+    struct sigaction old, action;
+    if (sigaction(KRAIT_SIGNAL, NULL, &old)) return 0;
+    if ((old.sa_flags & SA_SIGINFO) || old.sa_handler == krait_on_signal) return old.sa_handler == krait_on_signal;
+    if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) return 0;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = krait_on_signal;
+    return sigaction(KRAIT_SIGNAL, &action, NULL) == 0;
+}
+
+static __thread int krait_is_blocked;
+static __thread sigset_t krait_waiting_mask;
+
+/* In the thread that will wait, before anybody may want to interrupt it. */
+static void krait_block_signal(void) {
+    sigset_t mine;
+    if (krait_is_blocked) return;
+    sigemptyset(&mine);
+    sigaddset(&mine, KRAIT_SIGNAL);
+    pthread_sigmask(SIG_BLOCK, &mine, &krait_waiting_mask);
+    sigdelset(&krait_waiting_mask, KRAIT_SIGNAL);
+    krait_is_blocked = 1;
+}
+
+/* Below 0 seconds it waits for as long as it takes. */
+static int krait_wait_readable(int descriptor, double seconds) {
+    struct pollfd watched = {.fd = descriptor, .events = POLLIN};
+    struct timespec timeout;
+    if (seconds >= 0) {
+        timeout.tv_sec = (time_t)seconds;
+        timeout.tv_nsec = (long)((seconds - (double)timeout.tv_sec) * 1e9);
+    }
+    int ready = ppoll(&watched, 1, seconds >= 0 ? &timeout : NULL, &krait_waiting_mask);
+    return ready > 0 ? KRAIT_READY : ready == 0 ? KRAIT_TIMEOUT : KRAIT_INTERRUPTED;
+}
+
+/* ---- the interpreter's door
+ *
+ * A thread that waits for Python's lock wakes every few milliseconds to ask its holder for it; dozens that do slow each
+ * other down, and each hand-over takes two changes of thread. So threads whose handlers are usually back at once come in
+ * one by one: who is inside leaves the door when it goes to wait for its socket again. Who does not come back, because
+ * its handler waits for something else this time, is not waited for: a keeper, a thread that is there only while somebody
+ * is at the door, sees that nobody has come in for a while and opens it. */
+enum { KRAIT_PATIENCE = 500000 };       /* nanoseconds; up to twice as long */
+enum { KRAIT_IDLE_LOOKS = 200 };        /* without anybody at the door, until the keeper goes */
+
+static int krait_door;                  /* 0 free, 1 taken, 2 taken and waited for */
+static unsigned long krait_inside;      /* the place of who will open it */
+static unsigned long krait_places;
+static int krait_has_keeper;
+
+static inline void krait_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+static void krait_futex(int operation, int value) { syscall(SYS_futex, &krait_door, operation, value, NULL, NULL, 0); }
+
+/* Returns 0 when the door was opened before. */
+static int krait_open(unsigned long place) {
+    if (!__atomic_compare_exchange_n(&krait_inside, &place, 0, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) return 0;
+    if (__atomic_exchange_n(&krait_door, 0, __ATOMIC_RELEASE) == 2) krait_futex(FUTEX_WAKE_PRIVATE, 1);
+    return 1;
+}
+
+static int krait_becomes_keeper(void) {
+    int none = 0;
+    return __atomic_compare_exchange_n(&krait_has_keeper, &none, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
+static void *krait_keep(void *nothing) {
+    struct timespec patience = {.tv_nsec = KRAIT_PATIENCE};
+    unsigned long seen = 0;
+    do {
+        for (int idle = 0; idle < KRAIT_IDLE_LOOKS; idle++) {
+            nanosleep(&patience, NULL);
+            unsigned long inside = __atomic_load_n(&krait_inside, __ATOMIC_ACQUIRE);
+            if (__atomic_load_n(&krait_door, __ATOMIC_RELAXED) == 2) {
+                idle = 0;
+                if (inside && inside == seen) krait_open(inside);
+            }
+            seen = inside;
+        }
+        __atomic_store_n(&krait_has_keeper, 0, __ATOMIC_SEQ_CST);
+    } while (__atomic_load_n(&krait_door, __ATOMIC_SEQ_CST) == 2 && krait_becomes_keeper());
+    return nothing;
+}
+
+/* Returns 0 when the system gives no thread. */
+static int krait_call_keeper(void) {
+    pthread_t thread;
+    sigset_t all, mine;
+    if (!krait_becomes_keeper()) return 1;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &mine);  /* which it inherits: signals are for others */
+    int is_there = pthread_create(&thread, NULL, krait_keep, NULL) == 0;
+    pthread_sigmask(SIG_SETMASK, &mine, NULL);
+    if (is_there) pthread_detach(thread);
+    else __atomic_store_n(&krait_has_keeper, 0, __ATOMIC_SEQ_CST);
+    return is_there;
+}
+
+static void krait_enter(unsigned long *place) {
+    int is_free = 0;
+    *place = 0;
+    if (!__atomic_compare_exchange_n(&krait_door, &is_free, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
+        while (__atomic_exchange_n(&krait_door, 2, __ATOMIC_SEQ_CST) != 0) {
+            if (!krait_call_keeper()) return;   /* without one it goes in as any thread does */
+            krait_futex(FUTEX_WAIT_PRIVATE, 2);
+        }
+    *place = __atomic_add_fetch(&krait_places, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&krait_inside, *place, __ATOMIC_RELEASE);
+}
+
+/* Any thread may do it for the one that came in; more than once is no harm. Returns 1 when the keeper had to do it. */
+static int krait_leave(unsigned long *place) {
+    unsigned long mine = *place;
+    *place = 0;
+    return mine && !krait_open(mine);
+}
+
+static void krait_forget_threads(void) {        /* in a forked process, which has but one */
+    krait_door = krait_has_keeper = 0;
+    krait_inside = 0;
+}
+
+/* Once in a process. Returns 0 when threads cannot wait for their sockets in it. */
+static int krait_prepare(void) {
+    return pthread_atfork(NULL, NULL, krait_forget_threads) == 0 && krait_prepare_signal();
+}
