@@ -50,6 +50,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     READ_SIZE = 16 * 1024
+    SMALL_READ = 4 * 1024
     OWN_READ_SIZE = 4 * 1024  # bytes that a thread reads of its own socket; what is larger is the loop's
     JOIN_SIZE = 64 * 1024
     MOST_FRAMES = 256  # in one turn
@@ -104,7 +105,7 @@ cdef class LinkCore:
     cdef public bint usual  # whole frames may come, and are messages
     cdef public bint writable  # frames may go out as they are
     cdef public bint sending  # the loop has frames in its hands that have not gone yet
-    cdef public Py_ssize_t max_size
+    cdef public Py_ssize_t max_size, _read_size
     cdef bint _lends, _lent, _is_active, _is_dirty, _wants_flush
     cdef bint _waiting  # its thread waits for the socket
     cdef bint _is_away  # it is in a call of the system with it
@@ -133,12 +134,14 @@ cdef class LinkCore:
         """What the socket has, when only the usual is to be expected."""
         cdef LoopCore loop = self._loop
         cdef uint8_t* data = loop._data
-        cdef ssize_t length = recv(self._descriptor, data, READ_SIZE, MSG_DONTWAIT)
+        cdef ssize_t length = recv(self._descriptor, data, self._read_size, MSG_DONTWAIT)
         cdef Py_ssize_t used
         if length <= 0:
             if length == 0 or (errno != EAGAIN and errno != EINTR):
                 self._gone()
             return
+        if length < SMALL_READ:
+            self._read_size = READ_SIZE
         self.heard_at = loop.now
         self._session.bytes_in += length
         cdef list messages = []
@@ -284,7 +287,6 @@ cdef class LinkCore:
             self.note_sent(chunk, sent, errno)
 
     cdef note_sent(self, Chunk* chunk, ssize_t sent, int error):
-        cdef bytes rest
         if sent < 0:
             if error != EAGAIN and error != EINTR:
                 self.usual = self.writable = False
@@ -293,8 +295,10 @@ cdef class LinkCore:
             sent = 0
         self._session.bytes_out += sent
         if sent < chunk.size:
-            rest = PyBytes_FromStringAndSize(<char*>chunk.data + sent, chunk.size - sent)
-            self._unsent = memoryview(rest)
+            if chunk.owner is NULL:
+                self._unsent = memoryview(PyBytes_FromStringAndSize(<char*>chunk.data + sent, chunk.size - sent))
+            else:
+                self._unsent = memoryview(<object>chunk.owner)[sent:]
             self.stuck_since = krait_now()
             self._in_system = None
             self.rearm()

@@ -487,6 +487,7 @@ class LinkCore:
         "_descriptor",
         "_in_system",
         "_loop",
+        "_read_size",
         "_reading",
         "_session",
         "_sock",
@@ -508,6 +509,7 @@ class LinkCore:
     _descriptor: int
     _in_system: int | None
     _loop: Any
+    _read_size: int
     _reading: bool
     _session: Any
     _sock: Any

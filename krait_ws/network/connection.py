@@ -77,7 +77,6 @@ class Connection(LinkCore):
         "_is_plain",
         "_parts",
         "_protocol",
-        "_read_size",
         "_take",
         "_takes_usual",
         "_timer",

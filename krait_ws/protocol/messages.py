@@ -54,6 +54,7 @@ MAX_WORK_A_TURN = 256
 """Frames."""
 _FRAMES_A_COMPRESSED = 8  # frames that a compressed one counts as, however small
 _INFLATED_A_FRAME = 512  # bytes
+_LARGE_PART = 4 * 1024  # bytes
 _MASKED = 0x80
 _RESERVED_BITS = 0x70
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -110,7 +111,7 @@ class MessageReader:
         self._work = 0  # frames in the last read, and what it was inflated to counted as frames
         self._opcode = 0  # of the message whose frames are arriving; 0 between messages
         self._size = 0  # payload bytes that the frames of that message have announced
-        self._payload: bytearray | None = None  # what has arrived of it
+        self._payload: list[bytes | bytearray] | None = None  # what has arrived of it
         self._decoder: codecs.IncrementalDecoder | None = None  # checks a text as it arrives
         self.bytes_expected = 0
         self.is_holding = False
@@ -264,12 +265,20 @@ class MessageReader:
 
     def _collect(self, messages: list[Item], chunk: bytes, ends: bool) -> None:
         if self._payload is None:
-            self._payload = bytearray()
-        self._payload += chunk
+            self._payload = []
+        parts = self._payload
+        # Large parts are copied once, at the end; small ones, of which there may be millions, are joined as they come.
+        if len(chunk) >= _LARGE_PART:
+            parts.append(chunk)
+        elif parts and isinstance(parts[-1], bytearray):
+            parts[-1] += chunk
+        else:
+            parts.append(bytearray(chunk))
         if self._opcode == TEXT:
             self._decode_part(chunk, ends)  # only to fail early; decoding the whole at its end is cheaper than joining
         if ends:
-            messages.append(self._payload.decode() if self._opcode == TEXT else bytes(self._payload))
+            payload = b"".join(parts)
+            messages.append(payload.decode() if self._opcode == TEXT else payload)
 
     def _give_piece(self, messages: list[Item], chunk: bytes, ends: bool) -> None:
         data = self._decode_part(chunk, ends) if self._opcode == TEXT else chunk
