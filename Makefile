@@ -11,7 +11,7 @@ JOBS ?= 4
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
 
-.PHONY: run test test-pythons test-clients check conformance fuzz soak bench install clean
+.PHONY: run test test-pure test-pythons test-clients check conformance fuzz soak bench install clean
 
 run: $(VENV)/installed
 	$(BIN)/krait-ws serve $(SITE) --host $(HOST) --port $(PORT)
@@ -19,6 +19,10 @@ run: $(VENV)/installed
 # Most tests wait for sockets and threads, so more of them run at once than there are cores.
 test: $(VENV)/installed-tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+# The same without the compiled core, as where there is no compiler: the tests that know it.
+test-pure: $(VENV)/installed-tests
+	KRAIT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(JOBS) $(or $(TESTS),tests/test_*.py tests/core tests/protocol tests/network tests/integration)
 
 # The core's tests with every other Python from 3.10 to 3.13 that is on the path or of pyenv.
 test-pythons: $(VENV)/bin/python
@@ -55,7 +59,7 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 or newer found; name one with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
+$(VENV)/installed: $(VENV)/bin/python setup.cfg setup.py pyproject.toml $(wildcard krait_ws/core/*.p?? krait_ws/core/*.h)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
@@ -64,5 +68,5 @@ $(VENV)/installed-tests: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.* .venv-clients build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* .venv-clients build krait_ws/core/compiled.c krait_ws/core/*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

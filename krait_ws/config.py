@@ -246,7 +246,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """``KRAIT_*`` variables that are no setting: misspelt, most likely."""
-    known = {f"KRAIT_{option.name.upper()}" for option in options()} | {"KRAIT_CONFIG"}
+    known = {f"KRAIT_{option.name.upper()}" for option in options()} | {"KRAIT_CONFIG", "KRAIT_PURE_PYTHON"}
     return sorted(name for name in environment if name.startswith("KRAIT_") and name not in known)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gevent.monkey import get_original
@@ -23,7 +24,7 @@ logger = logging.getLogger("krait_ws.network")
 
 _LOOKS = 5  # within the limit: a hook that takes a fifth longer than it is always seen
 
-_CALLERS = ("_deliver_on_loop", "_run_on_stop")  # of the session
+_OWN = str(Path(__file__).parent.parent)
 # The standard library may be patched; this thread must run while the loop's does not.
 _start_new_thread = get_original("_thread", "start_new_thread")
 _get_ident = get_original("_thread", "get_ident")
@@ -81,7 +82,9 @@ class Watchdog:
 
 
 def _stack_of_hook(frame: Any) -> str:
-    """The stack of the loop's thread from the user's hook on."""
+    """The stack of the loop's thread from the user's hook on: what follows the frames of krait-ws."""
     stack = traceback.extract_stack(frame) if frame is not None else []
-    hook = next((number for number, entry in enumerate(stack) if entry.name in _CALLERS), -1)
-    return "".join(traceback.format_list(stack[hook + 1 :])) or "  (it has gone on)\n"
+    is_own = [entry.filename.startswith(_OWN) for entry in stack]
+    first = is_own.index(True) if True in is_own else len(stack)
+    hook = is_own.index(False, first) if False in is_own[first:] else len(stack)
+    return "".join(traceback.format_list(stack[hook:])) or "  (it has gone on)\n"
