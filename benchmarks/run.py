@@ -191,7 +191,7 @@ def free_port():
 class Server:
     """A running server in a process group of its own; a context manager that ends it."""
 
-    def __init__(self, name, options=()):
+    def __init__(self, name, options=(), environment=()):
         self.port = free_port()
         if (HERE / "peers" / f"{name}.py").exists():
             self.path = "/"
@@ -205,7 +205,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd=HERE,
-            env={**os.environ, "KRAIT_MAX_CONNECTIONS": "30000"},
+            env={**os.environ, "KRAIT_MAX_CONNECTIONS": "30000", **dict(environment)},
         )
         deadline = time.monotonic() + 20
         while True:

@@ -1,44 +1,35 @@
 #!/usr/bin/env python3
-"""Where the microseconds of a message go.
+"""Where the microseconds of a message go, and how they grow with the connections.
 
-    python benchmarks/where.py [--connections 1,10,100,1000,9000] [--turns 200]
+    python benchmarks/where.py [--connections 1,100,1000,9000] [--seconds 2] [--rounds 3]
 
-Drives the real network loop, connections, sessions and controllers over loopback TCP in one process: each turn sends
-one 32-byte message on every connection and is timed until the last answer can be read. The low (5th) percentile of the
-turns is steady on a machine that does other things too. Beside it the parts that can be timed alone: the two system
-calls on such sockets, the codec, the mailboxes, the hand-over to a handler and back. The rest is the hub, epoll and the
-calls between.
+The CPU time of a server for an echo of 32 bytes with 1 message in flight on each connection, and the kernel's part of it:
+for each ``runs_on``, with the compiled core and with the one in Python. The median of the rounds. Beside it what can be
+timed alone: the two system calls of an echo, and a switch to another greenlet or thread and back.
 """
 
 import argparse
 import os
 import select
 import socket
+import statistics
 import sys
 import threading
 import time
 import timeit
 
-import gevent
-from codec import best_ns, frame
 from greenlet import getcurrent, greenlet
-from run import HERE
+from run import KRAIT, Server, load
 
-from krait_ws.config import DEFAULTS, Config
-from krait_ws.mailbox import InMailbox, OutMailbox
-from krait_ws.network.connection import Connection
-from krait_ws.network.loop import Loop
-from krait_ws.protocol.connection import ProtocolState
-from krait_ws.protocol.frames import encode_text
-from krait_ws.tuning import tune_process
-from krait_ws.websockets import WebsocketsCtrlBase
-
-sys.path.insert(0, str(HERE / "site"))
-from _echo import GreenletEcho, LoopEcho, ThreadEcho
-
-CONTROLLERS = {"thread": ThreadEcho, "greenlet": GreenletEcho, "loop": LoopEcho}
 SIZE = 32
 """Bytes of a message."""
+
+
+def cost(name, count, seconds, *, is_pure):
+    """Microseconds of the server's CPU for a message, and of them in the kernel."""
+    with Server(name, environment={"KRAIT_PURE_PYTHON": "1" if is_pure else ""}) as server:
+        figures = load("echo", server, server.path, (count, 1, SIZE), seconds)
+    return figures["cpu_us_per_msg"], figures["sys_us_per_msg"]
 
 
 def pairs(count):
@@ -49,7 +40,6 @@ def pairs(count):
             server, _ = listener.accept()
             for end in (client, server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                end.setblocking(False)
             yield client, server
 
 
@@ -57,50 +47,16 @@ def low(values):
     return sorted(values)[len(values) // 20]
 
 
-def whole(controller_class: type[WebsocketsCtrlBase], count, turns):
-    """Microseconds of a message, all in."""
-    loop, config = Loop(), Config()
-    ready = select.epoll()
-    clients, kept = [], []
-    for client, server in pairs(count):
-        session = controller_class()._krait
-        session.accept(loop, config, None, None, lambda session: None)
-        kept.append(Connection(loop, server, session, b""))
-        clients.append(client)
-        ready.register(client.fileno(), select.EPOLLIN)
-    gevent.sleep(0.2)
-    hub = gevent.get_hub()
-    watcher = hub.loop.io(ready.fileno(), 1)
-    request = frame(1, b"x" * SIZE)
-    times = []
-    for _ in range(turns):
-        for client in clients:
-            client.send(request)
-        began = time.perf_counter()
-        while len(ready.poll(0, count)) < count:
-            hub.wait(watcher)
-        times.append((time.perf_counter() - began) / count * 1e6)
-        for client in clients:
-            client.recv(4096)
-    for connection in kept:
-        connection.abort()
-    for client in clients:
-        client.close()
-    gevent.sleep(0.1)
-    watcher.stop()
-    watcher.close()
-    loop.close()
-    return low(times)
-
-
 def system_calls():
-    """Microseconds of one recv_into and of one send."""
+    """Microseconds of one recv_into and of one send, when nobody has to be woken."""
     ends = list(pairs(100))
     buffer = bytearray(65536)
     receive, send = [], []
     for _ in range(200):
         for client, _ in ends:
             client.send(b"x" * (SIZE + 6))
+        for server in (server for _, server in ends):
+            select.select([server], [], [])
         began = time.perf_counter()
         for _, server in ends:
             server.recv_into(buffer, 16384)
@@ -115,32 +71,6 @@ def system_calls():
         client.close()
         server.close()
     return low(receive), low(send)
-
-
-def codec():
-    """Microseconds to decode one message from a read and to encode it."""
-    protocol, data = ProtocolState(1 << 20), frame(1, b"x" * SIZE)
-
-    def both():
-        for message in protocol.receive(data):
-            encode_text(message)
-
-    return best_ns(both, 1) / 1000
-
-
-def mailboxes(waits):
-    """Microseconds of put and pop (where there is an in-mailbox), push and take."""
-    incoming, outgoing = InMailbox(DEFAULTS), OutMailbox(DEFAULTS)
-    messages, encoded = ["x" * SIZE], encode_text("x" * SIZE)
-
-    def both():
-        if waits:
-            incoming.put(messages)
-            incoming.pop(None)
-        outgoing.push(encoded)
-        outgoing.take(65536)
-
-    return best_ns(both, 1) / 1000
 
 
 def greenlet_switches():
@@ -179,35 +109,27 @@ def thread_switches():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", default="1,10,100,1000,9000")
-    parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--connections", default="1,100,1000,9000")
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    tune_process()
     counts = [int(count) for count in arguments.connections.split(",")]
-    totals = {}
-    print("µs a message, 1 in flight\n")
-    print("| runs_on | " + " | ".join(f"{count:,} connections" for count in counts) + " |")
-    print("| --- |" + " ---: |" * len(counts))
-    for name, controller_class in CONTROLLERS.items():
-        row = []
-        for count in counts:
-            row.append(whole(controller_class, count, max(10, min(arguments.turns, arguments.turns * 100 // count))))
-            totals[name, count] = row[-1]
-        print(f"| {name} | " + " | ".join(f"{value:.1f}" for value in row) + " |", flush=True)
+    print("µs of CPU a message, and of them in the kernel\n")
+    print("| core | runs_on | " + " | ".join(f"{count:,} connections" for count in counts) + " |")
+    print("| --- | --- |" + " ---: |" * len(counts))
+    for is_pure in (False, True):
+        for name in KRAIT:
+            cells = []
+            for count in counts:
+                runs = [cost(name, count, arguments.seconds, is_pure=is_pure) for _ in range(arguments.rounds)]
+                cells.append("{:.1f} ({:.1f})".format(*map(statistics.median, zip(*runs, strict=True))))
+            core = "pure" if is_pure else "compiled"
+            print(f"| {core} | {name} | " + " | ".join(cells) + " |", flush=True)
     receive, send = system_calls()
-    handover = {"thread": thread_switches(), "greenlet": greenlet_switches(), "loop": 0.0}
-    codec_us = codec()
-    middle = 100 if 100 in counts else counts[0]
-    print(f"\nThe parts at {middle} connections\n")
-    print("| runs_on | all | recv_into | send | codec | mailboxes | hand-over | the rest |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in CONTROLLERS:
-        parts = (receive, send, codec_us, mailboxes(name != "loop"), handover[name])
-        total = totals[name, middle]
-        cells = " | ".join(f"{part:.1f}" for part in parts)
-        print(f"| {name} | {total:.1f} | {cells} | {max(0.0, total - sum(parts)):.1f} |")
+    print(f"\nAlone, µs: recv_into {receive:.1f}, send {send:.1f}; there and back: ", end="")
+    print(f"greenlet {greenlet_switches():.1f}, thread {thread_switches():.1f}")
     sys.stdout.flush()
-    os._exit(0)  # handlers of the last connections may still be ending
+    os._exit(0)  # the thread of the last measurement may still wait
 
 
 if __name__ == "__main__":
