@@ -407,7 +407,7 @@ def test_shell_commands_exist() -> None:
         text = Document(path).text
         assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= set(targets)
         variables = {name.lower() for name in re.findall(r"\bKRAIT_([A-Z_]+)\b", text)}
-        assert variables <= settings | {"config"}, path.name
+        assert variables <= settings | {"config", "pure_python"}, path.name
         flags = {name.replace("-", "_") for name in re.findall(r"`(?:krait-ws [^`]*)?--(?:no-)?([a-z-]+)", text)}
         assert flags <= settings | flags_of_commands() | {"check", "version", "help"}, path.name
 
