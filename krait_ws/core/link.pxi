@@ -21,11 +21,19 @@ cdef extern from "system.h":
     ctypedef struct Frame:
         int first
         size_t start, size
-    bint krait_frame(const uint8_t*, size_t, size_t, Frame*) nogil
+    long long krait_frame(const uint8_t*, size_t, size_t, Frame*) nogil
+    ctypedef struct Held:
+        uint8_t* data
+        size_t size, capacity, checked
+        unsigned int state
+    void krait_drop_held(Held*) nogil
+    bint krait_hold(Held*, const uint8_t*, size_t, size_t) nogil
+    ssize_t krait_gather(int, double, size_t, bint, uint8_t**, Held*, size_t*, int*) nogil
     void krait_mask(const uint8_t*, const uint8_t*, uint8_t*, size_t) nogil
     size_t krait_head(uint8_t*, int, size_t) nogil
     double krait_now() nogil
     int KRAIT_READY, KRAIT_TIMEOUT, KRAIT_SIGNAL
+    int OWN_READ_SIZE "KRAIT_OWN_READ"
     bint krait_prepare()
     void krait_block_signal()
     int KRAIT_INTERRUPTED
@@ -51,7 +59,6 @@ cdef extern from "Python.h":
 cdef enum:
     READ_SIZE = 16 * 1024
     SMALL_READ = 4 * 1024
-    OWN_READ_SIZE = 4 * 1024  # bytes that a thread reads of its own socket; what is larger is the loop's
     JOIN_SIZE = 64 * 1024
     MOST_FRAMES = 256  # in one turn
 
@@ -118,6 +125,11 @@ cdef class LinkCore:
     cdef unsigned long _place  # at the interpreter's door
     cdef int _misses, _detour, _next_detour  # turns that it takes without it
     cdef object _doomed
+    cdef Held _held
+    cdef bint _reads_much  # the last read filled its room
+
+    def __dealloc__(self):
+        krait_drop_held(&self._held)
 
     # ---- on the loop
 
@@ -158,24 +170,26 @@ cdef class LinkCore:
         """Returns the place of the first byte that is not usual."""
         cdef Py_ssize_t at = 0
         cdef int count = 0
+        cdef long long whole
         cdef Frame frame
         cdef uint8_t* payload
-        while at < length and count < MOST_FRAMES and krait_frame(data + at, length - at, self.max_size, &frame):
+        while at < length and count < MOST_FRAMES:
+            whole = krait_frame(data + at, length - at, self.max_size, &frame)
+            if whole <= 0 or whole > length - at:
+                break
             payload = data + at + frame.start
             if frame.first == FIN_BIT | BINARY_OPCODE:
                 item = PyBytes_FromStringAndSize(NULL, frame.size)
                 krait_mask(payload - 4, payload, <uint8_t*>PyBytes_AS_STRING(item), frame.size)
-            elif frame.first == FIN_BIT | TEXT_OPCODE:
+            else:
                 krait_mask(payload - 4, payload, payload, frame.size)
                 try:
                     item = PyUnicode_DecodeUTF8(<char*>payload, frame.size, NULL)
                 except UnicodeDecodeError:
                     krait_mask(payload - 4, payload, payload, frame.size)
                     break
-            else:
-                break
             messages.append(item)
-            at += frame.start + frame.size
+            at += whole
             count += 1
         return at
 
@@ -376,6 +390,7 @@ cdef class LinkCore:
         cdef ssize_t length = 0
         cdef ssize_t sent = 0
         cdef uint8_t* data = NULL
+        cdef size_t taken = 0
         cdef Chunk chunk
         cdef InQueue arrivals = self._session.arrivals
         cdef bint uses_door
@@ -406,12 +421,10 @@ cdef class LinkCore:
                     krait_fence()
             # What others push meanwhile is the loop's to send; it may have found this thread sending, and left it to it.
             if sent == chunk.size and not self._wants_flush:
-                result = krait_wait_readable(self._descriptor, seconds)
-            if result == KRAIT_READY:
-                data = <uint8_t*>alloca(OWN_READ_SIZE)  # not before: it would be on the stack of every thread that waits
-                length = recv(self._descriptor, data, OWN_READ_SIZE, MSG_DONTWAIT)
-                if length < 0 and (errno == EAGAIN or errno == EINTR):
-                    result = KRAIT_INTERRUPTED
+                data = <uint8_t*>alloca(OWN_READ_SIZE)  # touched only by what comes: not a page more while it waits
+                length = krait_gather(
+                    self._descriptor, seconds, self.max_size, self._reads_much, &data, &self._held, &taken, &result
+                )
             if uses_door:
                 krait_enter(&self._place)
         self._waiting = self._is_away = False
@@ -426,7 +439,11 @@ cdef class LinkCore:
             self.flush_if_wanted()
             if self._doomed is not None:
                 self._bury()
-            elif result == KRAIT_READY:
+                return True
+            if taken:
+                self.heard_at = self._left_at
+                self._session.bytes_in += taken
+            if result == KRAIT_READY:
                 self.take_own(data, length)
         finally:
             release_chunk(&chunk)
@@ -462,25 +479,35 @@ cdef class LinkCore:
         return self._quick_turns >= QUICK_AFTER
 
     cdef take_own(self, uint8_t* data, ssize_t length):
+        """What has been read, behind what is held or by itself."""
         cdef SessionCore session = self._session
         cdef Py_ssize_t used
+        cdef Py_ssize_t end
         cdef list messages = []
         if length <= 0:
             self.usual = False  # the loop finds the same and knows what to do
             self.give_back()
             return
-        self.heard_at = krait_now()
-        session.bytes_in += length
-        used = self.parse(data, length, messages)
+        end = self._held.size if data == self._held.data else length
+        used = self.parse(data, end, messages)
         if messages:
             session.messages_in += PyList_GET_SIZE(messages)
+            self._reads_much = used >= OWN_READ_SIZE
             self._answers = 1
             wake_all(session.arrivals._append(messages))
             self._loop._note_active(self)
-        if used < length:
-            self.usual = self._lent = False
-            rest = PyBytes_FromStringAndSize(<char*>data + used, length - used)
-            self._loop.call(partial(self._receive_rest, rest))
+        if used < end and not krait_hold(&self._held, data + used, end - used, self.max_size):
+            rest = PyBytes_FromStringAndSize(<char*>data + used, end - used)
+            krait_drop_held(&self._held)
+            self.give_rest(rest)
+        elif used == end:
+            krait_drop_held(&self._held)
+
+    cdef give_rest(self, bytes rest):
+        """The loop is to judge what follows, before anybody reads on."""
+        self.usual = self._lent = False
+        krait_leave(&self._place)
+        self._loop.call(partial(self._receive_rest, rest))
 
     cdef bint send_answer(self, bytes frame) except -1:
         """Sends the first answer to what was read at once. Further ones are better sent together."""
@@ -516,6 +543,11 @@ cdef class LinkCore:
             self.give_back()
 
     cdef give_back(self):
+        if self._held.size:
+            rest = PyBytes_FromStringAndSize(<char*>self._held.data, self._held.size)
+            krait_drop_held(&self._held)
+            self.give_rest(rest)
+            return
         self._lent = False
         krait_leave(&self._place)
         self.rearm()

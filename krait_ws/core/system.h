@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -22,24 +23,35 @@ typedef struct {
     size_t size;        /* of its payload */
 } Frame;
 
-/* Reads the head of a whole, masked frame at the beginning of what there is. Returns 0 when it is anything else, which
- * the reader in Python then judges: part of a frame, a length that is not in its shortest form, no mask. */
-static inline int krait_frame(const uint8_t *data, size_t length, size_t most, Frame *frame) {
-    if (length < 6 || !(data[1] & 0x80)) return 0;
-    size_t size = data[1] & 0x7f, start = 6;
+enum { KRAIT_UNUSUAL = -1, KRAIT_HEAD = 0 };
+
+/* Reads the head of a masked data frame that is a message by itself. Returns the size of the whole frame, KRAIT_HEAD when
+ * its head is not all there, and KRAIT_UNUSUAL for anything else, which the reader in Python then judges: other opcodes,
+ * reserved bits, no mask, a length that is not in its shortest form or above what a message may have. */
+static inline int64_t krait_frame(const uint8_t *data, size_t length, size_t most, Frame *frame) {
+    if (data[0] != 0x81 && data[0] != 0x82) return KRAIT_UNUSUAL;
+    if (length < 2) return KRAIT_HEAD;
+    if (!(data[1] & 0x80)) return KRAIT_UNUSUAL;
+    uint64_t size = data[1] & 0x7f;
+    size_t start = 6;
     if (size == 126) {
-        if (length < 8) return 0;
-        size = ((size_t)data[2] << 8) | data[3];
-        if (size < 126) return 0;
         start = 8;
+        if (length < 4) return KRAIT_HEAD;
+        size = ((uint64_t)data[2] << 8) | data[3];
+        if (size < 126) return KRAIT_UNUSUAL;
     } else if (size == 127) {
-        return 0;       /* larger than a read: never whole */
+        start = 14;
+        if (length < 10) return KRAIT_HEAD;
+        size = 0;
+        for (int i = 2; i < 10; i++) size = (size << 8) | data[i];
+        if (size < 65536 || size >> 63) return KRAIT_UNUSUAL;
     }
-    if (size > most || length - start < size) return 0;
+    if (size > most) return KRAIT_UNUSUAL;
+    if (length < start) return KRAIT_HEAD;
     frame->first = data[0];
     frame->start = start;
     frame->size = size;
-    return 1;
+    return (int64_t)(start + size);
 }
 
 /* Masking is its own opposite (RFC 6455 section 5.3). Source and target may be the same. */
@@ -55,6 +67,80 @@ static inline void krait_mask(const uint8_t *key, const uint8_t *source, uint8_t
         memcpy(target + at, &word, 8);
     }
     for (; at < size; at++) target[at] = source[at] ^ key[at & 3];
+}
+
+/* Goes on checking that a masked text is UTF-8 (RFC 3629), so that a bad byte is noticed when it comes.
+ *
+ * state: 0 at first; else the continuation bytes that are missing, and in the two bytes above what the next one of them
+ *        may be. Returns 0 at a byte that cannot be. */
+static int krait_check_utf8(const uint8_t *key, const uint8_t *payload, size_t from, size_t to, uint32_t *state) {
+    uint32_t missing = *state & 0xff, low = *state >> 8 & 0xff, high = *state >> 16 & 0xff;
+    for (size_t at = from; at < to; at++) {
+        uint8_t byte = payload[at] ^ key[at & 3];
+        if (missing) {
+            if (byte < low || byte > high) return 0;
+            low = 0x80, high = 0xbf;
+            missing--;
+        } else if (byte >= 0x80) {
+            low = byte == 0xe0 ? 0xa0 : byte == 0xf0 ? 0x90 : 0x80;
+            high = byte == 0xed ? 0x9f : byte == 0xf4 ? 0x8f : 0xbf;
+            if (byte >= 0xc2 && byte <= 0xdf) missing = 1;
+            else if (byte >= 0xe0 && byte <= 0xef) missing = 2;
+            else if (byte >= 0xf0 && byte <= 0xf4) missing = 3;
+            else return 0;
+        }
+    }
+    *state = missing | low << 8 | high << 16;
+    return 1;
+}
+
+enum { KRAIT_OWN_READ = 4 << 10 };      /* bytes that a thread reads of its own socket at once, */
+enum { KRAIT_LARGE_READ = 128 << 10 };  /* or when larger messages come */
+
+/* What a thread has read of a usual frame that is not whole yet. */
+typedef struct {
+    uint8_t *data;
+    size_t size, capacity;
+    size_t checked;     /* bytes of its text that are known to be UTF-8 */
+    uint32_t state;
+} Held;
+
+static void krait_drop_held(Held *held) {
+    free(held->data);
+    memset(held, 0, sizeof *held);
+}
+
+/* Room for more. There is never more than a read and twice what has come: nothing is spent on what is only announced. */
+static int krait_grow_held(Held *held, size_t least) {
+    uint8_t *data;
+    if (held->data && held->capacity - held->size >= KRAIT_OWN_READ) return 1;
+    size_t capacity = held->size * 2 > least ? held->size * 2 : least;
+    if (!(data = realloc(held->data, capacity))) return 0;
+    held->data = data;
+    held->capacity = capacity;
+    return 1;
+}
+
+/* Keeps the beginning of a usual frame until the rest has come. Returns 0 when it is none, whole, or a text that is none. */
+static int krait_hold(Held *held, const uint8_t *data, size_t size, size_t most) {
+    Frame frame;
+    int64_t whole = krait_frame(data, size, most, &frame);
+    if (whole == KRAIT_UNUSUAL || (whole > 0 && (size_t)whole <= size)) return 0;
+    if (data != held->data) {
+        if (!(held->data && data > held->data && data < held->data + held->capacity)) {
+            krait_drop_held(held);
+            if (!krait_grow_held(held, KRAIT_LARGE_READ)) return 0;
+        }
+        memmove(held->data, data, size);
+        held->checked = held->state = 0;
+    }
+    held->size = size;
+    if (whole > 0 && held->data[0] == 0x81) {
+        const uint8_t *payload = held->data + frame.start;
+        if (!krait_check_utf8(payload - 4, payload, held->checked, size - frame.start, &held->state)) return 0;
+        held->checked = size - frame.start;
+    }
+    return 1;
 }
 
 /* The head of an unmasked frame, in the shortest form of section 5.2. Returns its size, at most 10. */
@@ -218,4 +304,39 @@ static void krait_forget_threads(void) {        /* in a forked process, which ha
 /* Once in a process. Returns 0 when threads cannot wait for their sockets in it. */
 static int krait_prepare(void) {
     return pthread_atfork(NULL, NULL, krait_forget_threads) == 0 && krait_prepare_signal();
+}
+
+/* ---- reading by the thread that waits
+ *
+ * Waits for a socket and reads it, until there is more than a part of one usual frame.
+ *
+ * place: in, room for KRAIT_OWN_READ bytes; out, what is to be looked at: there, or all that is held.
+ * taken: bytes that were read. result: how the last wait ended. Returns what the last read did: bytes, 0 for the end of
+ * the stream, below 0 for an error. */
+static ssize_t krait_gather(int descriptor, double seconds, size_t most, int reads_much, uint8_t **place, Held *held,
+                            size_t *taken, int *result) {
+    uint8_t *room = *place;
+    double until = seconds > 0 ? krait_now() + seconds : seconds;
+    for (;;) {
+        size_t had = held->size, size = KRAIT_OWN_READ;
+        *result = krait_wait_readable(descriptor, seconds > 0 ? (until > krait_now() ? until - krait_now() : 0) : seconds);
+        if (*result != KRAIT_READY) return 0;
+        *place = room;
+        if ((had || reads_much) && krait_grow_held(held, KRAIT_LARGE_READ)) {
+            *place = held->data;
+            size = held->capacity - had;
+        } else if (had) {
+            return -1;  /* no memory */
+        }
+        ssize_t length = recv(descriptor, *place + (*place == room ? 0 : had), size, MSG_DONTWAIT);
+        if (length < 0 && (errno == EAGAIN || errno == EINTR)) {
+            *result = KRAIT_INTERRUPTED;
+            return 0;
+        }
+        if (length <= 0) return length;
+        size = (size_t)length;
+        *taken += size;
+        if (*place == held->data) size = held->size += (size_t)length;
+        if (!krait_hold(held, *place, size, most)) return length;
+    }
 }
