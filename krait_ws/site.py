@@ -23,8 +23,12 @@ from krait_ws.logs import log_failure, redacted_target
 from krait_ws.protocol.handshake import is_upgrade
 from krait_ws.routing import Match, Router
 from krait_ws.scripts import Answer, Scripts
+from krait_ws.waiting import monotonic
 
 logger = logging.getLogger("krait_ws.site")
+
+_MOMENT = 0.02  # seconds
+_MOST_MATCHES = 256
 
 
 class Site:
@@ -38,6 +42,7 @@ class Site:
         self.router = Router(root)
         self.scripts = Scripts(self.router.root, reloads=config.debug)
         self._debug = config.debug
+        self._matches: dict[str, tuple[float, Match]] = {}  # route scripts, by path, with when they were found
 
     def close(self) -> None:
         """Takes the site's modules out of the interpreter."""
@@ -70,7 +75,7 @@ class Site:
 
     def _answer(self, request: Request) -> Answer | None:
         path = _path_of(request)
-        match = None if path is None else self.router.match(path)
+        match = None if path is None else self._match(path)
         if path is None or match is None:
             return None
         wants_upgrade = is_upgrade(request.environ)
@@ -81,6 +86,20 @@ class Site:
         if wants_upgrade:
             return Response("This URL takes no WebSocket.\n", status=400)
         return pages.static_file(match.file, request)
+
+    def _match(self, path: str) -> Match | None:
+        """What answers a path. That it is a route script is remembered for a moment: its code is in memory, and looking
+        for it anew costs more than many a script."""
+        now = monotonic()
+        found = self._matches.get(path)
+        if found is not None and now - found[0] < _MOMENT:
+            return found[1]
+        match = self.router.match(path)
+        if match is not None and match.is_script and not self._debug:
+            if len(self._matches) >= _MOST_MATCHES:
+                self._matches.clear()
+            self._matches[path] = (now, match)
+        return match
 
     def _run_script(self, request: Request, match: Match, wants_upgrade: bool) -> Answer:
         route = self.router.pattern(match.file)
