@@ -40,7 +40,7 @@ def come_and_go(port: int, count: int, start: int = 0) -> None:
 
 def state_of(site: SiteServer) -> tuple[int, ...]:
     """Descriptors, threads, greenlets and sessions that are alive; without the script pool, whose threads stay."""
-    pool = site.server._pool.size  # each of its threads has a greenlet
+    pool = site.server.workers.size  # each of its threads has a greenlet
     sessions = sum(isinstance(found, Session) for found in gc.get_objects())
     return len(open_descriptors()), len(native_threads()) - pool, len(living_greenlets()) - pool, sessions
 

@@ -73,7 +73,7 @@ def running(site: SiteServer, path: str = "/") -> Iterator[None]:
 
 
 def state_of(site: SiteServer) -> tuple[int, ...]:
-    pool = site.server._pool.size  # each of its threads has a greenlet
+    pool = site.server.workers.size  # each of its threads has a greenlet
     return len(open_descriptors()), len(native_threads()) - pool, len(living_greenlets()) - pool
 
 
