@@ -40,10 +40,11 @@ class Deadlines(Generic[_T]):
     def _look(self) -> None:
         self._timer = None
         now = monotonic()
-        for item, due in list(self._due.items()):
+        while self._due:
+            item, due = next(iter(self._due.items()))
             if due > now:
-                break
-            if self._due.pop(item, None) is not None:  # else another one's end was its end too
-                self._expire(item)
-        if self._due:
-            self._timer = self._loop.call_later(next(iter(self._due.values())) - monotonic(), self._look)
+                if self._timer is None:  # else what expired has let another one begin
+                    self._timer = self._loop.call_later(due - now, self._look)
+                return
+            del self._due[item]
+            self._expire(item)

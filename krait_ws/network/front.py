@@ -7,6 +7,7 @@ the answer to the upgrade where it has been decided on.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +19,7 @@ from krait_ws.logs import Answered
 from krait_ws.network.admission import Place
 from krait_ws.network.deadlines import Deadlines
 from krait_ws.network.poller import READ
-from krait_ws.network.upgrades import Decision, switching
+from krait_ws.network.upgrades import Begun, Decision, switching
 from krait_ws.observe.observer import is_own
 from krait_ws.protocol import handshake
 from krait_ws.protocol.frames import ABNORMAL
@@ -29,10 +30,12 @@ from krait_ws.waiting import monotonic
 if TYPE_CHECKING:
     from krait_ws.network.server import Server
 
+logger = logging.getLogger("krait_ws.server")
+
 _READ_SIZE = 8 * 1024
 """Bytes of a head in one piece, at most; gevent's reader takes no longer request line."""
 
-Serve: TypeAlias = Callable[[socket.socket, Any, bytes, float, WerkzeugResponse | None], None]
+Serve: TypeAlias = Callable[[socket.socket, Any, Begun], None]
 
 
 class Front:
@@ -40,8 +43,7 @@ class Front:
 
     Args:
         server: Whose front it is.
-        serve: Takes a socket over: with its client's address, what has been read of it, the seconds that its request
-            has to come whole, and the answer to that request where it is known.
+        serve: Takes over a socket with its client's address.
         leave: Is told of each connection that ends here, or has become a WebSocket.
     """
 
@@ -51,7 +53,7 @@ class Front:
         self.serve = serve
         self.leave = leave
         self.max_head_size = min(_READ_SIZE, server.config.max_head_size)
-        self.deadlines: Deadlines[Arrival] = Deadlines(self.loop, server.config.handshake_timeout, Arrival.is_late)
+        self.deadlines: Deadlines[Arrival] = Deadlines(self.loop, server.config.handshake_timeout, Arrival.expire)
 
     def take(self, sock: socket.socket, address: Any) -> None:
         """A connection has been accepted; its socket does not block."""
@@ -71,8 +73,8 @@ class Arrival:
     """A connection whose first request is waited for, or is an upgrade that is being decided."""
 
     __slots__ = (
-        "_address", "_began", "_behind", "_descriptor", "_environ", "_front", "_place", "_received", "_request",
-        "_sock",
+        "_address", "_asked_at", "_began", "_behind", "_descriptor", "_environ", "_front", "_place", "_received",
+        "_sock", "_target",
     )  # fmt: skip
 
     def __init__(self, front: Front, sock: socket.socket, address: Any) -> None:
@@ -83,7 +85,8 @@ class Arrival:
         self._began = monotonic()
         self._received = b""
         self._behind = b""  # what came behind the request
-        self._request = "", "", 0.0  # method, target, and when it had come
+        self._target = ""
+        self._asked_at = 0.0  # when the request had come
         self._environ: dict[str, Any] = {}
         self._place: Place | None = None
 
@@ -112,9 +115,9 @@ class Arrival:
             self._place.leave()
         self._close()
 
-    def is_late(self) -> None:
+    def expire(self) -> None:
         """Nothing has come in time."""
-        self._hand_over(None)
+        self._hand_over()
 
     # ---- the request
 
@@ -124,16 +127,17 @@ class Arrival:
         server = front.server
         end = head_end(self._received)
         if not 0 < end <= front.max_head_size or server.serves_in_greenlets:
-            self._hand_over(None)
+            self._hand_over()
             return
         try:
             head = parse_head(self._received[:end])
         except RequestError:
-            self._hand_over(None)  # which comes to the same error, and answers it
+            self._hand_over()  # which comes to the same error, and answers it
             return
+        self._asked_at = monotonic()
         environ = server.new_environ(head, self._address)
         if not handshake.is_upgrade(environ) or is_own(environ["PATH_INFO"]):
-            self._hand_over(None)
+            self._hand_over()
             return
         refusal = server.upgrades.check(environ)
         place = refusal or server.admission.enter(environ.get("REMOTE_ADDR", ""))
@@ -142,7 +146,7 @@ class Arrival:
             return
         self._place = place
         self._environ = environ
-        self._request = head.method, head.target, monotonic()
+        self._target = head.target
         self._behind = self._received[end:]
         front.deadlines.discard(self)
         server.greeting.discard(self)
@@ -165,14 +169,13 @@ class Arrival:
         """Sends the 101, and the connection begins."""
         front = self._front
         answer, deflate = switching(self._environ, session)
-        method, target, asked_at = self._request
         try:
             is_sent = sock.send(answer) == len(answer)
         except OSError:
             is_sent = False
         client = self._environ.get("REMOTE_ADDR", "")
         opened = session if is_sent else None
-        Answered(client, method, target, 101, seconds=monotonic() - asked_at, session=opened).log()
+        Answered(client, "GET", self._target, 101, seconds=monotonic() - self._asked_at, session=opened).log()
         if not is_sent:  # the client is gone; one that lives takes these few bytes
             session.transport_gone(ABNORMAL)
             self._close()
@@ -180,16 +183,23 @@ class Arrival:
         self._sock = None
         front.server.answering.discard(self)
         front.leave()
-        front.server.adopt(sock, session, self._behind, deflate)
+        try:
+            front.server.adopt(sock, session, self._behind, deflate)
+        except OSError as error:  # it cannot be watched
+            logger.error("connection %s: cannot be watched: %s", session.id, error)
+            sock.close()
+            session.transport_gone(ABNORMAL)
 
     # ---- the end
 
-    def _hand_over(self, decision: WerkzeugResponse | None) -> None:
+    def _hand_over(self, refusal: WerkzeugResponse | None = None) -> None:
         """A greenlet goes on with it."""
         sock = self._let_go()
         if sock is not None:
-            seconds = max(0.0, self._began + self._front.server.config.handshake_timeout - monotonic())
-            self._front.serve(sock, self._address, self._received, seconds, decision)
+            now = monotonic()
+            left = max(0.0, self._began + self._front.server.config.handshake_timeout - now)
+            spent = 0.0 if refusal is None else now - self._asked_at
+            self._front.serve(sock, self._address, Begun(left, self._received, refusal, spent))
 
     def _close(self) -> None:
         sock = self._let_go()

@@ -25,7 +25,7 @@ from krait_ws.errors import RequestError
 from krait_ws.logs import Answered, connection_fields, escaped, log_failure, redacted_target
 from krait_ws.network.app import AppSocket
 from krait_ws.network.tls import TlsSocket
-from krait_ws.network.upgrades import Malformed, switching
+from krait_ws.network.upgrades import Begun, Malformed, switching
 from krait_ws.protocol import handshake
 from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
@@ -87,28 +87,24 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     _head: Head
     _deflate: Deflate | None = None
     _opened: Session | None = None
+    _spent = 0.0  # seconds before time_start
     _unread = ""  # why the request could not be read
 
-    def __init__(
-        self, sock: Any, address: Any, server: Any, received: bytes, seconds: float, decision: WerkzeugResponse | None
-    ) -> None:
+    def __init__(self, sock: Any, address: Any, server: Any, begun: Begun) -> None:
         """
         Args:
             sock: A socket of gevent, or a ``TlsSocket``.
             address: Of the client.
             server: gevent's, with a ``krait`` of ours.
-            received: What has been read of it.
-            seconds: Time that the first request has to come whole.
-            decision: The answer to an upgrade that is the first request, if it has been decided on.
+            begun: What has been done about the first request.
         """
         rfile = None
-        if received:
+        if begun.received:
             # Larger than what is there already, so that it is in the buffer and not behind it (``_buffered_bytes``).
-            size = max(io.DEFAULT_BUFFER_SIZE, len(received))
-            rfile = io.BufferedReader(_Received(received, sock.makefile("rb", 0)), size)
+            size = max(io.DEFAULT_BUFFER_SIZE, len(begun.received))
+            rfile = io.BufferedReader(_Received(begun.received, sock.makefile("rb", 0)), size)
         super().__init__(sock, address, server, rfile)
-        self._seconds = seconds
-        self._decision = decision
+        self._begun = begun
 
     def handle(self) -> None:
         rfile = self.rfile
@@ -123,7 +119,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def handle_one_request(self) -> Any:
         config = self.server.krait.config
         self.environ = None  # not that of the request before
-        self._limit_time(config.keep_alive_timeout if self._requests else self._seconds)
+        self._limit_time(config.keep_alive_timeout if self._requests else self._begun.seconds)
         try:
             result = super().handle_one_request()
         except gevent.Timeout as timeout:
@@ -232,10 +228,11 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         """Sets ``self.websocket`` and sends a 101, or starts a refusal and returns its body, or does nothing for a
         plain request."""
         krait = self.server.krait
+        begun, self._begun = self._begun, Begun(0.0)  # it is about the first request only
+        self._spent = begun.spent
         if not handshake.tries_upgrade(self.environ):
             return None
-        early, self._decision = self._decision, None
-        decision = early or krait.upgrades.check(self.environ) or krait.upgrades.decide(self.environ)
+        decision = begun.refusal or krait.upgrades.check(self.environ) or krait.upgrades.decide(self.environ)
         if isinstance(decision, AppSocket):
             self.environ["wsgi.websocket"] = decision
             self.environ["wsgi.websocket_version"] = decision.version
@@ -329,7 +326,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.path,
             abs(self.code) if self.status else 0,  # negative when the client did not take the answer
             bytes_out=self.response_length or 0,
-            seconds=self.time_finish - self.time_start,
+            seconds=self.time_finish - self.time_start + self._spent,
             session=opened,
         ).log()
 

@@ -42,7 +42,7 @@ from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.listening import new_listener, remove_path, url_of
 from krait_ws.network.loop import Loop
 from krait_ws.network.tls import TlsSocket, new_context
-from krait_ws.network.upgrades import Upgrades, busy
+from krait_ws.network.upgrades import Begun, Upgrades, busy
 from krait_ws.network.watchdog import Watchdog
 from krait_ws.network.workers import Workers, value_of
 from krait_ws.observe import metrics
@@ -116,13 +116,11 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
         self._timer = self.loop.timer(_ACCEPT_AGAIN)
         self._timer.start(self._start_accepting_if_started)
 
-    def serve(
-        self, sock: Any, address: Any, received: bytes, seconds: float, decision: WerkzeugResponse | None
-    ) -> None:
+    def serve(self, sock: Any, address: Any, begun: Begun) -> None:
         """Serves one HTTP connection, in a greenlet of its own: the TLS handshake keeps nobody else waiting."""
         try:
             encrypted = self._encrypted(sock)
-            UpgradeHandler(encrypted, address, self, received, seconds, decision).handle()
+            UpgradeHandler(encrypted, address, self, begun).handle()
         except OSError as error:
             logger.info("%s: no TLS connection (%s)", address, error)
         finally:
@@ -330,18 +328,17 @@ class Server:
         if self.tls is None:
             self._front.take(sock, address)
         else:
-            self._serve(sock, address, b"", self.config.handshake_timeout, None)
+            self._serve(sock, address, Begun(self.config.handshake_timeout))
 
     @property
     def serves_in_greenlets(self) -> bool:
         """Whether upgrades are for an application, which waits in a greenlet, or are refused."""
         return self.has_app or self._stopping
 
-    def _serve(
-        self, sock: socket.socket, address: Any, received: bytes, seconds: float, decision: WerkzeugResponse | None
-    ) -> None:
+    def _serve(self, sock: socket.socket, address: Any, begun: Begun) -> None:
+        """A greenlet serves the connection from now on."""
         cooperative = gevent_socket.socket(*self.socket_kind, fileno=sock.detach())
-        serving = self._http_connections.spawn(self._wsgi.serve, cooperative, address, received, seconds, decision)
+        serving = self._http_connections.spawn(self._wsgi.serve, cooperative, address, begun)
         self.greeting.add(serving)
 
     def left(self, serving: Any) -> None:

@@ -10,7 +10,7 @@ import contextvars
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gevent.event import AsyncResult
 from werkzeug.wrappers import Response as WerkzeugResponse
@@ -37,6 +37,22 @@ logger = logging.getLogger("krait_ws.server")
 
 Decision: TypeAlias = Session | WerkzeugResponse | None
 """A started session, the answer that refuses, or ``None``: the site has no file for it."""
+
+
+class Begun(NamedTuple):
+    """What has been done about the first request of a connection, for whoever goes on with it.
+
+    Attributes:
+        seconds: Time that it still has to come whole.
+        received: What has been read.
+        refusal: The answer, where it is an upgrade that has been decided on.
+        spent: Seconds that deciding took.
+    """
+
+    seconds: float
+    received: bytes = b""
+    refusal: WerkzeugResponse | None = None
+    spent: float = 0.0
 
 
 class Malformed(Response):
