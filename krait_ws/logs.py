@@ -140,13 +140,15 @@ class Event:
 
 
 _record_of_process: dict[str, Any] = {}  # what is the same in all records of access events
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_record_of_process.clear)
 
 
 def _record_of(event: Event) -> logging.LogRecord:
     """The record of an event, without what costs more than all the rest: the search for the caller, and for the names
     of the thread and the process."""
     now = time.time()
-    if _record_of_process.get("process") != os.getpid():
+    if not _record_of_process:
         _record_of_process.update(vars(logging.LogRecord(access_logger.name, logging.INFO, "", 0, None, (), None)))
     record = logging.LogRecord.__new__(logging.LogRecord)
     fields = vars(record)

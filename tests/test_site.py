@@ -232,14 +232,14 @@ def test_a_script_that_comes_or_goes_is_noticed_soon(site_folder: SiteFolder, de
     root = site_folder({"[name].py": "def http(request): import krait_ws; return krait_ws.Response('any')"})
     site = Site(root, Config(debug=debug))
     try:
-        assert http(site, "/page").text == "any"
+        assert http(site, "/page").get_data(as_text=True) == "any"
         (root / "page.py").write_text("def http(request): import krait_ws; return krait_ws.Response('page')")
         if not debug:
             time.sleep(0.03)
-        assert http(site, "/page").text == "page"
+        assert http(site, "/page").get_data(as_text=True) == "page"
         (root / "page.py").unlink()
         if not debug:
             time.sleep(0.03)
-        assert http(site, "/page").text == "any"
+        assert http(site, "/page").get_data(as_text=True) == "any"
     finally:
         site.close()
