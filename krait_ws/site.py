@@ -70,9 +70,7 @@ class Site:
             return pages.http_exception(error, request)
         except HTTPException as error:
             return pages.http_exception(error, request)
-        except (
-            BaseException
-        ) as error:  # SystemExit and its like are a script's own affair: this is a thread of the pool
+        except BaseException as error:  # SystemExit and its like are a script's own affair: this is a worker
             return self.failed(error, request)
 
     def failed(self, error: BaseException, request: Request) -> Response:

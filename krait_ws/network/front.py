@@ -126,13 +126,14 @@ class Arrival:
         front = self._front
         server = front.server
         end = head_end(self._received)
-        if not 0 < end <= front.max_head_size or server.serves_in_greenlets:
+        data = self._received[:end]
+        if not 0 < end <= front.max_head_size or b"websocket" not in data.lower() or server.serves_in_greenlets:
             self._hand_over()
             return
         try:
-            head = parse_head(self._received[:end])
+            head = parse_head(data)
         except RequestError:
-            self._hand_over()  # which comes to the same error, and answers it
+            self._hand_over()  # who comes to the same error, and answers it
             return
         self._asked_at = monotonic()
         environ = server.new_environ(head, self._address)

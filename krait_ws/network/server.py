@@ -1,7 +1,7 @@
-"""The server: gevent's WSGI server in front, the site in a pool of threads, the network loop behind.
+"""The server: the front and gevent's WSGI handlers, the site in workers, the network loop behind.
 
-Comes in: a site and a configuration. It owns the listening socket, the loop, the pool and the set of live sessions, and
-ends them in that order.
+Comes in: a site and a configuration. It owns the listening socket, the loop, the workers and the set of live sessions,
+and ends them in that order.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from krait_ws.waiting import monotonic
 logger = logging.getLogger("krait_ws.server")
 
 _MAX_HTTP_CONNECTIONS = 10_000
-_CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to the pool brings
+_CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to a worker brings
 _WHOLE_BODY = 256 * 1024  # bytes of a body that comes with the answer
 _LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ACCEPT_AGAIN = 0.25  # seconds
@@ -182,8 +182,9 @@ class Server:
         self._stopping = False
         self._going_away = (GOING_AWAY, "the server is going away")  # how connections are closed at the end
         self._stopped = Event()
-        self.greeting: set[Any] = set()  # greenlets of HTTP connections whose first request has not come whole
-        self.answering: set[Any] = set()  # of those that answer a request or an upgrade
+        # HTTP connections, as the front's arrivals or as greenlets:
+        self.greeting: set[Any] = set()  # those whose first request has not come whole
+        self.answering: set[Any] = set()  # those that answer a request or an upgrade
         self._greeting_until = 0.0
         self.tls: ssl.SSLContext | None = None
         self._own_listener: socket.socket | None = None
@@ -206,7 +207,7 @@ class Server:
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
         self.workers = Workers(self.loop, config.script_threads, config.script_timeout)
         self._http_connections = Group()
-        self._arrived = 0  # connections that are no WebSockets: those of the front, and of greenlets
+        self._arrived = 0  # these HTTP connections, and those kept for a further request
         self._wsgi = _WsgiServer(
             own,  # which it closes
             self._answer,
@@ -365,7 +366,7 @@ class Server:
     # ---- plain requests
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
+        """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in a worker."""
         if is_own(environ["PATH_INFO"]):
             return self.observer.answer(environ)(environ, start_response)
         request = Request(environ, populate_request=False)
@@ -383,7 +384,7 @@ class Server:
         return self._streamed(own_context, body, _CHUNK_SIZE if page.direct_passthrough else 0)
 
     def _page(self, request: Request) -> WerkzeugResponse | None:
-        """In a thread of the pool: the answer, with the body of a file that is not large; ``None`` is for the app."""
+        """In a worker: the answer, with the body of a file that is not large; ``None`` is for the app."""
         response = self.site.answer(request)
         if response is None:
             return None

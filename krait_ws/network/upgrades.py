@@ -208,7 +208,7 @@ class Upgrades:
         except Exception as error:  # of the user's on_start, or of the settings in the user's class
             server.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
             return server.site.failed(error, request)
-        if not place.is_held:  # nobody waits for it: the pool had no thread in time, or the server is at its end
+        if not place.is_held:  # nobody waits for it: it came too late, or the server is at its end
             session.end(ABNORMAL)
             server.loop.call(partial(session.transport_gone, ABNORMAL))
         return session
