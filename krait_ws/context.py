@@ -17,7 +17,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from krait_ws.controller import WebsocketsCtrlBase
 from krait_ws.http import Request
-from krait_ws.protocol.handshake import names_websocket, parse_subprotocols
+from krait_ws.protocol.handshake import is_upgrade, parse_subprotocols
 
 # What is kept of an upgrade request for the connection's life. A whole WSGI environ costs 7.8 KB a connection.
 _KEPT = frozenset(
@@ -26,7 +26,9 @@ _KEPT = frozenset(
         "REMOTE_ADDR", "REMOTE_PORT", "wsgi.url_scheme",
     }
 )  # fmt: skip
-_SECRET_OR_UNIQUE = ("HTTP_SEC_WEBSOCKET_KEY", "HTTP_COOKIE", "HTTP_AUTHORIZATION", "QUERY_STRING", "REMOTE_PORT")
+_SECRET_OR_UNIQUE = frozenset(
+    {"HTTP_SEC_WEBSOCKET_KEY", "HTTP_COOKIE", "HTTP_AUTHORIZATION", "QUERY_STRING", "REMOTE_PORT"}
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -55,14 +57,16 @@ class WebsocketsRequest:
         protocols: The offered subprotocols in the client's order; ``None`` when it offers none or asks for no upgrade.
         params: What the ``[name]`` segments of the route matched.
         route: The URL pattern that answers, for example ``/[room]``: a file of the site, not what a client asked for.
+        remote_addr: The client's address.
     """
 
-    __slots__ = ("_environ", "_http", "params", "protocols", "route")
+    __slots__ = ("_environ", "_http", "params", "protocols", "remote_addr", "route")
 
     def __init__(self, http_request: Request, params: dict[str, str] | None = None, route: str = "") -> None:
         self._http: Request | None = http_request
         self._environ: tuple[Any, ...] = ()
         self.protocols = self.extract_protocols(http_request)
+        self.remote_addr: str | None = http_request.environ.get("REMOTE_ADDR")
         self.params: dict[str, str] = params or {}
         self.route = route
 
@@ -74,10 +78,10 @@ class WebsocketsRequest:
         Raises:
             HandshakeError: The header cannot be read.
         """
-        headers = http_request.headers
-        if not names_websocket(",".join(headers.getlist("Upgrade"))):
+        environ = http_request.environ
+        if not is_upgrade(environ):
             return None
-        return parse_subprotocols(",".join(headers.getlist("Sec-WebSocket-Protocol")))
+        return parse_subprotocols(environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL", ""))
 
     @property
     def http(self) -> Request:
@@ -114,16 +118,6 @@ class WebsocketsRequest:
         """The Origin header: the page that a browser sent the request from (RFC 6455 section 10.2)."""
         return self.http.headers.get("Origin")
 
-    @property
-    def remote_addr(self) -> str | None:
-        """The client's address."""
-        return self.http.remote_addr if self._http is not None else self._kept("REMOTE_ADDR")
-
-    def _kept(self, name: str) -> str | None:
-        """One value of what is kept, without a request around it."""
-        environ = self._environ
-        return next((environ[at + 1] for at in range(0, len(environ), 2) if environ[at] == name), None)
-
     def compact(self) -> None:
         """Keeps method, URL and headers and lets go of the rest. Called by: the server, after the upgrade."""
         if self._http is None:
@@ -131,8 +125,10 @@ class WebsocketsRequest:
         kept: list[Any] = []
         for name, value in self._http.environ.items():
             if (name in _KEPT or name.startswith("HTTP_")) and isinstance(value, str):
-                kept += (_shared(name), value if name in _SECRET_OR_UNIQUE else _shared(value))
+                kept.append(name)  # which all requests share
+                kept.append(value if name in _SECRET_OR_UNIQUE else _shared(value))
         self._environ = tuple(kept)
+        self.remote_addr = self.remote_addr and _shared(self.remote_addr)
         self._http = None
 
 

@@ -39,7 +39,7 @@ from krait_ws.network.tls import new_context
 from krait_ws.observe.shared import new_folder, remove_folder
 from krait_ws.patching import patch_standard_library
 from krait_ws.routing import Router
-from krait_ws.tuning import tune_process
+from krait_ws.tuning import keep_what_is_loaded, tune_process
 
 if TYPE_CHECKING:
     from krait_ws.network.server import Server
@@ -148,6 +148,7 @@ class Worker(_BaseWorker):  # type: ignore[misc]
             self._server = Server(app.root, self._config(app.config), listener=listener, workers=Worker._folder)
         except (KraitError, OSError) as error:
             self._fail(error)
+        keep_what_is_loaded()
         self._server.start()
         assert Worker._has_served is not None
         Worker._has_served[0] = 1

@@ -72,16 +72,11 @@ class ThreadHandler:
 
     def _run(self) -> None:
         self._ident = _get_ident()
-        if threading.gettrace() is not None:  # debuggers and coverage, which threading would have told
-            sys.settrace(threading.gettrace())
-        if threading.getprofile() is not None:
-            sys.setprofile(threading.getprofile())
+        _enter_thread()
         try:
             self._body()
         finally:
-            # Whoever asked threading for the current thread, as logging does, left a stand-in there, and the next
-            # thread with this number would find it, with all that it was given. From 3.13 on Python does this itself.
-            vars(threading)["_active"].pop(self._ident, None)
+            _leave_thread()
             self.done.set()
             self._on_done()
 
@@ -123,6 +118,37 @@ class GreenletHandler:
 
     def stack(self) -> str:
         return _format(None if self._greenlet is None else self._greenlet.gr_frame)
+
+
+def start_native_thread(body: Body) -> None:
+    """Runs ``body`` in a native thread like a handler's.
+
+    Raises:
+        RuntimeError: The system gives no more threads.
+    """
+
+    def run() -> None:
+        _enter_thread()
+        try:
+            body()
+        finally:
+            _leave_thread()
+
+    _start_new_thread(run, ())
+
+
+def _enter_thread() -> None:
+    """Begins what debuggers and coverage look at, which threading would have told them."""
+    if threading.gettrace() is not None:
+        sys.settrace(threading.gettrace())
+    if threading.getprofile() is not None:
+        sys.setprofile(threading.getprofile())
+
+
+def _leave_thread() -> None:
+    """Whoever asked threading for the current thread, as logging does, left a stand-in there, and the next thread with
+    this number would find it, with all that it was given. From 3.13 on Python does this itself."""
+    vars(threading)["_active"].pop(_get_ident(), None)
 
 
 def new_handler(kind: str, body: Body, context: contextvars.Context, on_done: Body, hub: Any) -> Handler:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, TextIO
 
 from gevent.monkey import get_original
@@ -38,6 +39,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         first, *more = record.getMessage().split("\n")
         text = f"{_time(record)} {record.levelname} {record.name}: {escaped(first)}"
+        if not (more or record.exc_text or record.exc_info or record.stack_info):
+            return f"{text}\n"
         for block in (_traceback(self, record), record.stack_info or ""):
             more += block.split("\n") if block else ()
         # Indented, no line of a message looks like a record.
@@ -178,7 +181,12 @@ def reconfigure(config: Config) -> None:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import os
 import re
+import time
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -43,12 +45,16 @@ _PLACE = "\U0010ffff"  # no character: stands where a secret was
 
 def escaped(text: str) -> str:
     """``text`` on one line, its control characters as escapes: nobody forges a line, or moves a terminal's cursor."""
+    if text.isprintable():  # nearly always, and then there is none of them
+        return text
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def redacted_target(target: str) -> str:
     """The target of a request without the values of its query, and without user and password."""
     path, mark, query = target[:_LONGEST_TARGET].partition("?")
+    if not mark and "@" not in path and len(target) <= _LONGEST_TARGET:
+        return escaped(path)
     parts = (part.partition("=") for part in query.split("&"))
     names = [f"{name}{equals}*" if equals else "*" for name, equals, _ in parts]
     dots = "…" if len(target) > _LONGEST_TARGET else ""
@@ -130,8 +136,28 @@ class Event:
     def log(self) -> None:
         """Hands it to the handlers of ``krait_ws.access``, if somebody wants it."""
         if access_logger.isEnabledFor(logging.INFO):
-            # Without the search for the caller, which costs more than all the rest.
-            access_logger.handle(logging.LogRecord(access_logger.name, logging.INFO, "", 0, self, (), None))
+            access_logger.handle(_record_of(self))
+
+
+_record_of_process: dict[str, Any] = {}  # what is the same in all records of access events
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_record_of_process.clear)
+
+
+def _record_of(event: Event) -> logging.LogRecord:
+    """The record of an event, without what costs more than all the rest: the search for the caller, and for the names
+    of the thread and the process."""
+    now = time.time()
+    if not _record_of_process:
+        _record_of_process.update(vars(logging.LogRecord(access_logger.name, logging.INFO, "", 0, None, (), None)))
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    fields = vars(record)
+    fields.update(_record_of_process)
+    fields["msg"] = event
+    fields["created"] = now
+    fields["msecs"] = float(int(now % 1 * 1000))
+    fields["relativeCreated"] += (now - _record_of_process["created"]) * 1000
+    return record
 
 
 class Answered(Event):

@@ -22,6 +22,7 @@ from krait_ws.errors import ConfigError, KraitError
 from krait_ws.network.listening import new_listener, remove_path
 from krait_ws.network.server import Server
 from krait_ws.patching import is_patched
+from krait_ws.tuning import keep_what_is_loaded
 
 logger = logging.getLogger("krait_ws.server")
 
@@ -72,6 +73,7 @@ class Serving:
             signal.signal(number, self._hear)
         if hasattr(signal, "SIGHUP"):
             gevent.signal_handler(signal.SIGHUP, self._restart)
+        keep_what_is_loaded()
         self.server.start()
 
     def wait(self) -> None:

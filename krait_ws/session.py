@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import secrets
+import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("krait_ws.session")
 
 _SENT_A_TURN = 64  # connections, when a message goes to many: the sockets have their turn in between
+
+# A name in logs is no secret; the system's own random numbers cost a call of it each.
+_random = random.Random()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 _LAST_ANSWERS = 0.1
 """Seconds that a handler has to answer what came before a fault of its peer."""
@@ -124,7 +130,7 @@ class Session(SessionCore):
     def __init__(self, controller: Hooks, overrides: Overrides, *, use_queue: bool) -> None:
         self.controller = controller
         self.config = DEFAULTS.for_controller(controller)
-        self.id = secrets.token_hex(4)
+        self.id = f"{_random.getrandbits(32):08x}"
         self.request: WebsocketsRequest | None = None
         self.protocol: str | None = None
         self.close_code: int | None = None

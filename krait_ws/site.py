@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from werkzeug.exceptions import HTTPException
 
@@ -23,8 +24,19 @@ from krait_ws.logs import log_failure, redacted_target
 from krait_ws.protocol.handshake import is_upgrade
 from krait_ws.routing import Match, Router
 from krait_ws.scripts import Answer, Scripts
+from krait_ws.waiting import monotonic
 
 logger = logging.getLogger("krait_ws.site")
+
+_MOMENT = 0.02  # seconds
+_MOST_FOUND = 256
+
+
+class _Found(NamedTuple):
+    match: Match
+    route: str
+    """The URL pattern of a route script; empty for another file."""
+    at: float
 
 
 class Site:
@@ -38,6 +50,7 @@ class Site:
         self.router = Router(root)
         self.scripts = Scripts(self.router.root, reloads=config.debug)
         self._debug = config.debug
+        self._found: dict[str, _Found] = {}  # route scripts, by path
 
     def close(self) -> None:
         """Takes the site's modules out of the interpreter."""
@@ -57,9 +70,7 @@ class Site:
             return pages.http_exception(error, request)
         except HTTPException as error:
             return pages.http_exception(error, request)
-        except (
-            BaseException
-        ) as error:  # SystemExit and its like are a script's own affair: this is a thread of the pool
+        except BaseException as error:  # SystemExit and its like are a script's own affair: this is a worker
             return self.failed(error, request)
 
     def failed(self, error: BaseException, request: Request) -> Response:
@@ -70,22 +81,42 @@ class Site:
 
     def _answer(self, request: Request) -> Answer | None:
         path = _path_of(request)
-        match = None if path is None else self.router.match(path)
-        if path is None or match is None:
+        found = None if path is None else self._find(path)
+        if path is None or found is None:
             return None
+        match = found.match
         wants_upgrade = is_upgrade(request.environ)
         if match.is_folder_index and not wants_upgrade:
             return pages.folder_redirect(request, path)
-        if match.is_script:
-            return self._run_script(request, match, wants_upgrade)
+        if found.route:
+            return self._run_script(request, found, wants_upgrade)
         if wants_upgrade:
             return Response("This URL takes no WebSocket.\n", status=400)
         return pages.static_file(match.file, request)
 
-    def _run_script(self, request: Request, match: Match, wants_upgrade: bool) -> Answer:
-        route = self.router.pattern(match.file)
-        upgrade = WebsocketsRequest(request, match.params, route) if wants_upgrade else None
-        request.params = match.params
+    def _find(self, path: str) -> _Found | None:
+        """What answers a path. A route script is remembered for a moment: its code is in memory, and looking for it
+        anew costs more than many a script."""
+        now = monotonic()
+        found = self._found.get(path)
+        if found is not None and now - found.at < _MOMENT:
+            return found
+        match = self.router.match(path)
+        if match is None:
+            return None
+        if not match.is_script:
+            return _Found(match, "", now)
+        found = _Found(match, self.router.pattern(match.file), now)
+        if not self._debug:
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            self._found[path] = found
+        return found
+
+    def _run_script(self, request: Request, found: _Found, wants_upgrade: bool) -> Answer:
+        match = found.match
+        request.params = dict(match.params)  # a script may change its own
+        upgrade = WebsocketsRequest(request, request.params, found.route) if wants_upgrade else None
         answer = self.scripts.get(match.file).run(request, upgrade)
         if isinstance(answer, WebsocketsResponse) and upgrade is not None:
             offered = upgrade.protocols or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,29 @@ def test_json_that_is_nested_too_deep_is_the_clients_fault(site_folder: SiteFold
 def test_json_that_is_nested_too_deep_is_none_for_who_asks_silently() -> None:
     environ = EnvironBuilder(method="POST", data=b"[" * 100_000, content_type="application/json").get_environ()
     assert Request(environ, populate_request=False).get_json(silent=True) is None
+
+
+def test_a_request_does_not_see_what_another_one_did_to_its_parameters(site: Site) -> None:
+    first = upgrade_http_request("/chat/lobby")
+    contextvars.Context().run(site.answer, first)
+    first.params["room"] = "changed"
+    second = upgrade_http_request("/chat/lobby")
+    contextvars.Context().run(site.answer, second)
+    assert second.params == {"room": "lobby"}
+
+
+def test_a_script_that_comes_or_goes_is_noticed_soon(site_folder: SiteFolder, debug: bool) -> None:
+    root = site_folder({"[name].py": "def http(request): import krait_ws; return krait_ws.Response('any')"})
+    site = Site(root, Config(debug=debug))
+    try:
+        assert http(site, "/page").get_data(as_text=True) == "any"
+        (root / "page.py").write_text("def http(request): import krait_ws; return krait_ws.Response('page')")
+        if not debug:
+            time.sleep(0.03)
+        assert http(site, "/page").get_data(as_text=True) == "page"
+        (root / "page.py").unlink()
+        if not debug:
+            time.sleep(0.03)
+        assert http(site, "/page").get_data(as_text=True) == "any"
+    finally:
+        site.close()

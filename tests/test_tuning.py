@@ -51,3 +51,8 @@ def test_a_tuned_process_runs(threads: int) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(threads)], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{32 << 20}\n", "")
+
+
+def test_what_is_loaded_is_kept() -> None:
+    program = "import gc, krait_ws.tuning as t; t.keep_what_is_loaded(); print(gc.get_freeze_count() > 1000)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"

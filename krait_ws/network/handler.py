@@ -12,9 +12,7 @@ import logging
 import socket as socket_module
 from collections.abc import Iterable
 from contextlib import suppress
-from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
 from gevent.monkey import get_original
@@ -23,14 +21,15 @@ from geventwebsocket.handler import WebSocketHandler
 from greenlet import GreenletExit, getcurrent
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from krait_ws.errors import HandshakeError, RequestError
+from krait_ws.errors import RequestError
 from krait_ws.logs import Answered, connection_fields, escaped, log_failure, redacted_target
 from krait_ws.network.app import AppSocket
 from krait_ws.network.tls import TlsSocket
+from krait_ws.network.upgrades import Begun, Malformed, switching
 from krait_ws.protocol import handshake
-from krait_ws.protocol.deflate import Deflate, negotiate
+from krait_ws.protocol.deflate import Deflate
 from krait_ws.protocol.frames import ABNORMAL, INTERNAL_ERROR, NORMAL
-from krait_ws.protocol.head import body_size, check_field_line, check_request_line
+from krait_ws.protocol.head import Head, check_field_line, check_request_line, parse_head
 from krait_ws.session import Session
 
 server_logger = logging.getLogger("krait_ws.server")
@@ -39,20 +38,33 @@ _PART = 64 * 1024  # bytes of an answer that a client has send_timeout for
 _NativeSocket: type[socket_module.socket] = get_original("socket", "socket")
 
 
-class _Head:
-    """The field lines of a head, checked one by one, up to ``limit`` bytes together."""
+class _Received(io.RawIOBase):
+    """What has been read of a connection, then the rest of it.
 
-    def __init__(self, rfile: Any, limit: int) -> None:
-        self._rfile = rfile
-        self._left = limit
+    Args:
+        received: The former.
+        rest: Where the latter is read from; closed with this.
+    """
 
-    def readline(self, size: int) -> bytes:
-        line: bytes = self._rfile.readline(min(size, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise HTTPException("the head of the request is too large")
-        check_field_line(line)
-        return line
+    def __init__(self, received: bytes, rest: Any) -> None:
+        self._received = received
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if not self._received:
+            size: int | None = self._rest.readinto(buffer)
+            return size
+        part = self._received[: len(buffer)]
+        buffer[: len(part)] = part
+        self._received = self._received[len(part) :]
+        return len(part)
+
+    def close(self) -> None:
+        super().close()
+        self._rest.close()
 
 
 class _ReadInput:
@@ -72,9 +84,27 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     rfile: Any
     _timeout: Any = None
     _requests = 0
+    _head: Head
     _deflate: Deflate | None = None
     _opened: Session | None = None
+    _spent = 0.0  # seconds before time_start
     _unread = ""  # why the request could not be read
+
+    def __init__(self, sock: Any, address: Any, server: Any, begun: Begun) -> None:
+        """
+        Args:
+            sock: A socket of gevent, or a ``TlsSocket``.
+            address: Of the client.
+            server: gevent's, with a ``krait`` of ours.
+            begun: What has been done about the first request.
+        """
+        rfile = None
+        if begun.received:
+            # Larger than what is there already, so that it is in the buffer and not behind it (``_buffered_bytes``).
+            size = max(io.DEFAULT_BUFFER_SIZE, len(begun.received))
+            rfile = io.BufferedReader(_Received(begun.received, sock.makefile("rb", 0)), size)
+        super().__init__(sock, address, server, rfile)
+        self._begun = begun
 
     def handle(self) -> None:
         rfile = self.rfile
@@ -89,7 +119,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def handle_one_request(self) -> Any:
         config = self.server.krait.config
         self.environ = None  # not that of the request before
-        self._limit_time(config.keep_alive_timeout if self._requests else config.handshake_timeout)
+        self._limit_time(config.keep_alive_timeout if self._requests else self._begun.seconds)
         try:
             result = super().handle_one_request()
         except gevent.Timeout as timeout:
@@ -112,33 +142,32 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         return line
 
     def read_request(self, raw_requestline: str) -> bool:
+        self.requestline = raw_requestline.rstrip()
         check_request_line(raw_requestline)
-        read: bool = super().read_request(raw_requestline)
-        # The base class knows "close" only as the whole header (RFC 9112 section 9.6).
-        options = ",".join(self.headers.get_all("Connection", ())).lower().split(",")
-        if "close" in (option.strip() for option in options):
-            self.close_connection = True
-        hosts = self.headers.get_all("Host", ())
-        if len(hosts) > 1 or (not hosts and self.request_version == "HTTP/1.1"):
-            raise RequestError("400 Bad Request", "there must be one Host header")
-        if self.path.lower().startswith(("http://", "https://")):
-            # A server takes the absolute form too (RFC 9112 section 3.2.2).
-            url = urlsplit(self.path)
-            self.path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        self.content_length = body_size(
-            self.headers.get_all("Content-Length", ()), self.headers.get_all("Transfer-Encoding", ())
-        )
-        if self.content_length > self.server.krait.config.max_body_size:
+        head = self._head = parse_head(raw_requestline.encode("latin-1") + self._read_fields())
+        self.command, self.path, self.request_version = head.method, head.target, head.version
+        self.close_connection = head.closes
+        self.content_length = head.body_size
+        if head.body_size > self.server.krait.config.max_body_size:
             raise RequestError("413 Content Too Large", "the body is too large")
-        return read
+        return True
 
-    def MessageClass(self, rfile: Any, *_: Any) -> Any:  # noqa: N802  the base class's name
-        return super().MessageClass(_Head(rfile, self.server.krait.config.max_head_size))
+    def _read_fields(self) -> bytes:
+        """The rest of the head. Each line is checked as it comes: what is wrong is not waited for."""
+        left = self.server.krait.config.max_head_size
+        lines: list[bytes] = []
+        while not lines or lines[-1] not in (b"\r\n", b"\n"):
+            lines.append(self.rfile.readline(left + 1))
+            left -= len(lines[-1])
+            if left < 0:
+                raise RequestError("431 Request Header Fields Too Large", "the head of the request is too large")
+            check_field_line(lines[-1])
+        return b"".join(lines)
 
     def get_environ(self) -> dict[str, Any]:
         """The head is here; now the body, because a route script runs in another thread and the socket belongs to this
         one."""
-        environ: dict[str, Any] = super().get_environ()
+        environ: dict[str, Any] = self.server.krait.new_environ(self._head, self.client_address)
         self._requests += 1
         krait = self.server.krait
         krait.greeting.discard(getcurrent())
@@ -154,7 +183,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
     def _read_body(self) -> bytes:
         if not self.content_length:
             return b""
-        if self.headers.get("Expect", "").lower() == "100-continue":
+        if "100-continue" in (value.lower() for value in self._head.values("expect")):
             self.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         body: bytes = self.rfile.read(self.content_length)
         if len(body) < self.content_length:
@@ -189,37 +218,21 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         if isinstance(error, OSError):
             return None
         if isinstance(error, RequestError):
-            status = error.status
-        elif isinstance(error, HTTPException):  # too large, or more fields than http.client takes
-            status = "431 Request Header Fields Too Large"
-        else:
-            status = "400 Bad Request"
-        # What gevent's parser and the standard library say may hold the request's own words.
-        self._unread = error.reason if isinstance(error, RequestError) else "the request cannot be read"
-        return _answer(status)
+            self._unread = error.reason
+            return _answer(error.status)
+        raise error
 
     # ---- the upgrade; run_application of the base class calls the next two in this order
 
     def upgrade_websocket(self) -> Iterable[bytes] | None:
-        """Sets ``self.websocket`` and starts a 101, or starts a refusal and returns its body, or does nothing for a
+        """Sets ``self.websocket`` and sends a 101, or starts a refusal and returns its body, or does nothing for a
         plain request."""
         krait = self.server.krait
-        krait.apply_proxy_headers(self.environ)
+        begun, self._begun = self._begun, Begun(0.0)  # it is about the first request only
+        self._spent = begun.spent
         if not handshake.tries_upgrade(self.environ):
             return None
-        refusal = krait.admission.check_handshake(self.environ.get("REMOTE_ADDR", ""))
-        if refusal is not None:
-            return self._refuse(refusal)
-        try:
-            handshake.check_upgrade(self.environ)
-            handshake.check_origin(self.environ, krait.origins)
-        except HandshakeError as error:
-            krait.counters.refused("origin" if error.status.startswith("403") else "malformed")
-            self.close_connection = True
-            body = error.reason.encode() + b"\n"
-            self.start_response(error.status, [("Content-Type", "text/plain; charset=utf-8"), *error.headers])
-            return [body]
-        decision = krait.decide_upgrade(self.environ)
+        decision = begun.refusal or krait.upgrades.check(self.environ) or krait.upgrades.decide(self.environ)
         if isinstance(decision, AppSocket):
             self.environ["wsgi.websocket"] = decision
             self.environ["wsgi.websocket_version"] = decision.version
@@ -229,16 +242,15 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
         else:
             return self._refuse(decision)
         self.websocket = session
-        negotiated = negotiate(self.environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS", ""), session.config)
-        self._deflate, extensions = negotiated or (None, None)
-        headers = handshake.accept_headers(self.environ, session.protocol, extensions)
-        self.start_response("101 Switching Protocols", headers)
+        head, self._deflate = switching(self.environ, session)
+        self.status, self.code, self.headers_sent = b"101 Switching Protocols", 101, True
+        self._sendall(head)
         return None
 
     def _refuse(self, answer: WerkzeugResponse) -> Iterable[bytes]:
         """Starts an answer that is no 101 and returns its body. One that is to come again later gives up its HTTP
-        connection, for others to come in meanwhile."""
-        if answer.status_code in (429, 503):
+        connection, for others to come in meanwhile; so does one that is made wrongly."""
+        if answer.status_code in (429, 503) or isinstance(answer, Malformed):
             self.close_connection = True
         return list(answer(self.environ, self.start_response))
 
@@ -314,7 +326,7 @@ class UpgradeHandler(WebSocketHandler):  # type: ignore[misc]
             self.path,
             abs(self.code) if self.status else 0,  # negative when the client did not take the answer
             bytes_out=self.response_length or 0,
-            seconds=self.time_finish - self.time_start,
+            seconds=self.time_finish - self.time_start + self._spent,
             session=opened,
         ).log()
 

@@ -61,11 +61,12 @@ class Keepalive:
         self._heap: list[tuple[float, int, float, weakref.ref[Watched]]] = []
         self._number = itertools.count()
         self._timer: Timer | None = None
+        self._looks_at = 0.0  # which of them the timer is for
 
     def add(self, connection: Watched) -> None:
         """Watches a new connection until it is gone."""
         self._look_at(weakref.ref(connection), monotonic() + self._interval, pinged_at=0.0)
-        if self._timer is None or self._timer.due > self._heap[0][0]:
+        if self._timer is None or self._looks_at > self._heap[0][0]:
             self._start_timer()
 
     def _look_at(self, connection: weakref.ref[Watched], due: float, *, pinged_at: float) -> None:
@@ -74,6 +75,7 @@ class Keepalive:
     def _start_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._looks_at = self._heap[0][0]
         self._timer = self._loop.call_later(max(0.0, self._heap[0][0] - monotonic()), self._look)
 
     def _look(self) -> None:

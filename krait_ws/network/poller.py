@@ -46,8 +46,8 @@ class Poller(Protocol):
     """Tells the loop which sockets are ready."""
 
     def watch(self, descriptor: int, owner: Ready, events: int) -> None:
-        """Begins or changes what is watched of a socket. With no events it reports errors at most. HANGUP is of use
-        where READ is not watched; not every poller knows it."""
+        """Begins or changes what is watched of a socket, and for whom. With no events it reports errors at most.
+        HANGUP is of use where READ is not watched; not every poller knows it."""
 
     def forget(self, descriptor: int) -> None:
         """Ends it; before the descriptor is closed."""
@@ -74,7 +74,7 @@ class EpollPoller:
             self._epoll.modify(descriptor, mask)
         else:
             self._epoll.register(descriptor, mask)
-            self._owners[descriptor] = owner
+        self._owners[descriptor] = owner
 
     def forget(self, descriptor: int) -> None:
         if self._owners.pop(descriptor, None) is not None:

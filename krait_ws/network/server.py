@@ -1,7 +1,7 @@
-"""The server: gevent's WSGI server in front, the site in a pool of threads, the network loop behind.
+"""The server: the front and gevent's WSGI handlers, the site in workers, the network loop behind.
 
-Comes in: a site and a configuration. It owns the listening socket, the loop, the pool and the set of live sessions, and
-ends them in that order.
+Comes in: a site and a configuration. It owns the listening socket, the loop, the workers and the set of live sessions,
+and ends them in that order.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import gevent
-from gevent.event import Event
-from gevent.pool import Pool
+from gevent import socket as gevent_socket
+from gevent.event import AsyncResult, Event
+from gevent.monkey import get_original
+from gevent.pool import Group
 from gevent.pywsgi import WSGIServer
-from gevent.threadpool import ThreadPool
 from greenlet import getcurrent
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from krait_ws import context, pages
+from krait_ws import pages
 from krait_ws.config import Config
-from krait_ws.context import WebsocketsRequest, WebsocketsResponse
-from krait_ws.errors import ConfigError, ScriptTimeoutError, ThreadLimitError
-from krait_ws.http import Request, Response
+from krait_ws.errors import ScriptTimeoutError
+from krait_ws.http import Request
 from krait_ws.network.admission import Admission, Place
-from krait_ws.network.app import AppSocket, WsgiApp, load_app
+from krait_ws.network.app import WsgiApp, load_app
 from krait_ws.network.connection import Connection
 from krait_ws.network.drain import drain
+from krait_ws.network.front import Front
 from krait_ws.network.handler import UpgradeHandler
 from krait_ws.network.keepalive import Keepalive
 from krait_ws.network.listening import new_listener, remove_path, url_of
 from krait_ws.network.loop import Loop
 from krait_ws.network.tls import TlsSocket, new_context
+from krait_ws.network.upgrades import Begun, Upgrades, busy
 from krait_ws.network.watchdog import Watchdog
+from krait_ws.network.workers import Workers, value_of
 from krait_ws.observe import metrics
-from krait_ws.observe.counters import reason_of
 from krait_ws.observe.observer import Observer, is_own
-from krait_ws.patching import check_runs_on, is_patched
+from krait_ws.patching import check_runs_on
 from krait_ws.protocol.deflate import Deflate
-from krait_ws.protocol.frames import ABNORMAL, GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART
+from krait_ws.protocol.frames import GOING_AWAY, SERVICE_RESTART
+from krait_ws.protocol.head import Head
 from krait_ws.session import Session
 from krait_ws.site import Site
 from krait_ws.waiting import monotonic
@@ -55,11 +58,13 @@ from krait_ws.waiting import monotonic
 logger = logging.getLogger("krait_ws.server")
 
 _MAX_HTTP_CONNECTIONS = 10_000
-_CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to the pool brings
+_CHUNK_SIZE = 64 * 1024  # bytes of a streamed body that one hop to a worker brings
 _WHOLE_BODY = 256 * 1024  # bytes of a body that comes with the answer
 _LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _ACCEPT_AGAIN = 0.25  # seconds
 _GREETING = 2.0  # seconds that an accepted connection has for its first request when the server stops
+_LAST_SCRIPTS = 1.0  # seconds that route scripts have at the end
+_NativeSocket: type[socket.socket] = get_original("socket", "socket")
 _T = TypeVar("_T")
 
 
@@ -78,20 +83,30 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
         self.environ.setdefault("SERVER_NAME", "localhost" if is_unix else str(self.address[0]))
         super().update_environ()
 
+    def full(self) -> bool:
+        return self.krait.is_full
+
     def do_read(self) -> Any:
         """The next connection; ``None`` when there is none, or when the system lacks what one takes: then those that
         are there go on, and it is tried again after a moment."""
         try:
-            accepted = super().do_read()
+            descriptor, address = self.socket._accept()
+        except BlockingIOError:
+            return None
         except OSError as error:
             if error.errno not in _LACKING:
                 return None  # it went away before it was accepted
             self._pause(error)
             return None
-        if accepted is not None and self._lacks is not None:
+        if self._lacks is not None:
             logger.warning("connections are accepted again")
             self._lacks = None
-        return accepted
+        sock = _NativeSocket(*self.krait.socket_kind, fileno=descriptor)
+        sock.setblocking(False)
+        return sock, address
+
+    def do_handle(self, sock: Any, address: Any) -> None:
+        self.krait.arrived(sock, address)
 
     def _pause(self, error: OSError) -> None:
         if self._lacks is None:
@@ -101,16 +116,16 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
         self._timer = self.loop.timer(_ACCEPT_AGAIN)
         self._timer.start(self._start_accepting_if_started)
 
-    def handle(self, sock: Any, address: Any) -> None:
+    def serve(self, sock: Any, address: Any, begun: Begun) -> None:
         """Serves one HTTP connection, in a greenlet of its own: the TLS handshake keeps nobody else waiting."""
-        greeting, this = self.krait.greeting, getcurrent()
-        greeting.add(this)
         try:
-            super().handle(self._encrypted(sock), address)
+            encrypted = self._encrypted(sock)
+            UpgradeHandler(encrypted, address, self, begun).handle()
         except OSError as error:
             logger.info("%s: no TLS connection (%s)", address, error)
         finally:
-            greeting.discard(this)
+            sock.close()
+            self.krait.left(getcurrent())
 
     def _encrypted(self, sock: Any) -> Any:
         """The socket with TLS around it, where there is a certificate.
@@ -124,6 +139,11 @@ class _WsgiServer(WSGIServer):  # type: ignore[misc]
         with gevent.Timeout(self.krait.config.handshake_timeout, TimeoutError("not within handshake_timeout")):
             encrypted.do_handshake()
         return encrypted
+
+    def accept_again(self) -> None:
+        """There is a place again."""
+        if self._timer is None:
+            self._start_accepting_if_started()
 
     def accept_waiting(self) -> None:
         """Accepts those that wait in the system's queue."""
@@ -153,6 +173,7 @@ class Server:
         self.config = config
         if config.metrics:
             metrics.check_installed()
+        self.has_app = bool(config.app)
         self.app: WsgiApp = load_app(config.app) if config.app else _no_app
         self.site = Site(root, config)
         self.origins = config.origins
@@ -161,8 +182,9 @@ class Server:
         self._stopping = False
         self._going_away = (GOING_AWAY, "the server is going away")  # how connections are closed at the end
         self._stopped = Event()
-        self.greeting: set[Any] = set()  # greenlets of HTTP connections whose first request has not come whole
-        self.answering: set[Any] = set()  # of those that answer a request or an upgrade
+        # HTTP connections, as the front's arrivals or as greenlets:
+        self.greeting: set[Any] = set()  # those whose first request has not come whole
+        self.answering: set[Any] = set()  # those that answer a request or an upgrade
         self._greeting_until = 0.0
         self.tls: ssl.SSLContext | None = None
         self._own_listener: socket.socket | None = None
@@ -173,29 +195,31 @@ class Server:
                 listener = self._own_listener = new_listener(config)
                 made.callback(self._close_own_listener)
             self.listener = listener
+            self.socket_kind = listener.family, listener.type, listener.proto
             self._url = url_of(listener, config)
             own = made.enter_context(closing(listener.dup()))
             self.loop = Loop(config.poller)
             made.callback(self.loop.close)
-            self._observer = Observer(self, self.loop, config, workers)
+            self.observer = Observer(self, self.loop, config, workers)
             made.pop_all()
-        self.counters = self._observer.counters
+        self.counters = self.observer.counters
         self._watchdog = Watchdog(self.loop, config.slow_hook)
         self._keepalive = Keepalive(self.loop, config.ping_interval, config.ping_timeout)
-        # Where the standard library is patched, its locks and queues do not work between threads: greenlets, then.
-        self._pool: Any = (Pool if is_patched() else ThreadPool)(config.script_threads)
-        self._http_connections = Pool(_MAX_HTTP_CONNECTIONS)
+        self.workers = Workers(self.loop, config.script_threads, config.script_timeout)
+        self._http_connections = Group()
+        self._arrived = 0  # these HTTP connections, and those kept for a further request
         self._wsgi = _WsgiServer(
             own,  # which it closes
             self._answer,
-            handler_class=UpgradeHandler,
-            spawn=self._http_connections,
+            spawn=None,
             log=None,
             error_log=logger,
             environ={"wsgi.url_scheme": self._scheme, "wsgi.multiprocess": config.workers > 1},
         )
         self._wsgi.krait = self
         self.admission = Admission(config, self.counters.refused)
+        self.upgrades = Upgrades(self)
+        self._front = Front(self, self._serve, self._leave)
 
     @property
     def port(self) -> int:
@@ -215,6 +239,7 @@ class Server:
 
     def start(self) -> None:
         """Begins to accept."""
+        self.workers.start()
         self._wsgi.start()
 
     def serve_forever(self) -> None:
@@ -246,11 +271,12 @@ class Server:
         self._stop_accepting(restarts=restarts)
         drain(lambda: self.sessions, self._is_busy, *self._going_away, self.config.drain_timeout)
         gevent.sleep(0)  # a greenlet that is killed before its first step would not close its socket
+        self._front.close()
         self._http_connections.kill(block=True, timeout=1)
-        self._observer.close()
+        self.observer.close()
         self._watchdog.close()
         self.loop.close()
-        self._end_threads()
+        self.workers.close(_LAST_SCRIPTS)
         self.site.close()
         self._stopped.set()
 
@@ -274,7 +300,7 @@ class Server:
     def _is_busy(self) -> bool:
         return bool(self.answering) or (bool(self.greeting) and monotonic() < self._greeting_until)
 
-    def apply_proxy_headers(self, environ: dict[str, Any]) -> None:
+    def _apply_proxy_headers(self, environ: dict[str, Any]) -> None:
         """Takes client address, scheme and host from X-Forwarded-* where the peer is a trusted proxy."""
         if "REMOTE_ADDR" not in environ:
             if self.config.trusts_unix:
@@ -290,18 +316,65 @@ class Server:
         if any(address in network for network in self._trusted_proxies for address in peers):
             _proxy_fix(environ, None)
 
+    # ---- HTTP connections
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further connection is to be accepted."""
+        return self._arrived >= _MAX_HTTP_CONNECTIONS
+
+    def arrived(self, sock: socket.socket, address: Any) -> None:
+        """A connection has been accepted."""
+        self._arrived += 1
+        if self.tls is None:
+            self._front.take(sock, address)
+        else:
+            self._serve(sock, address, Begun(self.config.handshake_timeout))
+
+    @property
+    def serves_in_greenlets(self) -> bool:
+        """Whether upgrades are for an application, which waits in a greenlet, or are refused."""
+        return self.has_app or self._stopping
+
+    def _serve(self, sock: socket.socket, address: Any, begun: Begun) -> None:
+        """A greenlet serves the connection from now on."""
+        cooperative = gevent_socket.socket(*self.socket_kind, fileno=sock.detach())
+        serving = self._http_connections.spawn(self._wsgi.serve, cooperative, address, begun)
+        self.greeting.add(serving)
+
+    def left(self, serving: Any) -> None:
+        """A greenlet is at its end."""
+        self.greeting.discard(serving)
+        self._leave()
+
+    def _leave(self) -> None:
+        was_full = self.is_full
+        self._arrived -= 1
+        if was_full:
+            self._wsgi.accept_again()
+
+    def new_environ(self, head: Head, address: Any) -> dict[str, Any]:
+        """The WSGI environ of a request, with what a trusted proxy says of it; the body is not in it."""
+        environ: dict[str, Any] = self._wsgi.get_environ()
+        if isinstance(address, tuple):
+            environ["REMOTE_ADDR"] = str(address[0])
+            environ["REMOTE_PORT"] = str(address[1])
+        head.add_to(environ)
+        self._apply_proxy_headers(environ)
+        return environ
+
     # ---- plain requests
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in the thread pool."""
+        """The WSGI application. Runs in the greenlet of one HTTP connection; the site runs in a worker."""
         if is_own(environ["PATH_INFO"]):
-            return self._observer.answer(environ)(environ, start_response)
+            return self.observer.answer(environ)(environ, start_response)
         request = Request(environ, populate_request=False)
         own_context = contextvars.Context()
         try:
             page = self._off_loop(own_context.run, self._page, request)
         except ScriptTimeoutError:
-            page = _busy()
+            page = busy()
         if page is None:
             return self.app(environ, start_response)
         body: Iterable[bytes] = page(environ, start_response)
@@ -311,7 +384,7 @@ class Server:
         return self._streamed(own_context, body, _CHUNK_SIZE if page.direct_passthrough else 0)
 
     def _page(self, request: Request) -> WerkzeugResponse | None:
-        """In a thread of the pool: the answer, with the body of a file that is not large; ``None`` is for the app."""
+        """In a worker: the answer, with the body of a file that is not large; ``None`` is for the app."""
         response = self.site.answer(request)
         if response is None:
             return None
@@ -332,80 +405,30 @@ class Server:
     def _streamed(self, own_context: contextvars.Context, body: Iterable[bytes], least: int) -> Iterator[bytes]:
         parts = iter(body)
         try:
-            while part := self._in_pool(own_context.run, _next_part, parts, least):
+            while part := self._off_loop(own_context.run, _next_part, parts, least, is_limited=False):
                 yield part
         finally:
             close = getattr(body, "close", None)
             if close is not None:
-                self._in_pool(close)
+                self._off_loop(close, is_limited=False)
 
     # ---- upgrades
 
-    def decide_upgrade(self, environ: dict[str, Any]) -> Session | AppSocket | WerkzeugResponse:
-        """The decision on an upgrade: a started session, a socket for the app, or the answer that refuses.
+    @property
+    def refuses_newcomers(self) -> bool:
+        """Whether upgrades are refused because of the end. Where another server takes over they are accepted, and told
+        to come again by 1012."""
+        return self._stopping and self._going_away[0] == GOING_AWAY
 
-        Called by: the handler.
-        """
-        if self._stopping and self._going_away[0] == GOING_AWAY:  # else it is accepted, and told to come again by 1012
-            self.counters.refused("draining")
-            return Response(
-                "The server is going away.\n", status=503, headers={"Connection": "close", "Retry-After": "1"}
-            )
-        if is_own(environ["PATH_INFO"]):
-            return self._decide_own(environ)
-        place = self.admission.enter(environ.get("REMOTE_ADDR", ""))
-        if isinstance(place, Response):
-            return place
-        decision = None
-        try:
-            decision = self._decide_in(place, environ)
-            return decision
-        finally:
-            if not isinstance(decision, Session | AppSocket):  # else its place is left when it is over
-                place.leave()
-
-    def _decide_in(self, place: Place, environ: dict[str, Any]) -> Session | AppSocket | WerkzeugResponse:
-        request = Request(environ, populate_request=False)
-        try:
-            decision: Session | WerkzeugResponse | ThreadLimitError | None = self._off_loop(
-                contextvars.Context().run, self._decide, request, place, late=self._end_late
-            )
-        except ScriptTimeoutError:
-            self.counters.refused("timeout")
-            return _busy()
-        if isinstance(decision, ThreadLimitError):
-            return self.admission.refuse("max_threads", str(decision))
-        if decision is None:
-            if self.app is not _no_app:
-                return self._accept_for_app(environ, request, place)
-            decision = pages.not_found()
-        if isinstance(decision, Session):
-            self._add(decision)
-        else:
-            self.counters.refused(reason_of(decision.status_code))
-        return decision
-
-    def _decide_own(self, environ: dict[str, Any]) -> Session | WerkzeugResponse:
-        """An upgrade to the dashboard, which there is room for however full the server is."""
-        decision = self._observer.decide_upgrade(environ)
-        if isinstance(decision, WerkzeugResponse):
-            self.counters.refused("dashboard")
-            return decision
-        upgrade = WebsocketsRequest(Request(environ, populate_request=False), route=environ["PATH_INFO"])
-        upgrade.compact()
-        session = decision._krait
-        session.accept(self.loop, self.config, upgrade, None, partial(self._over, None))
-        self._add(session)
-        return session
-
-    def _add(self, session: Session) -> None:
+    def add(self, session: Session) -> None:
+        """A session has begun."""
         self.sessions.add(session)
         if session.config.runs_on == "loop":
             self._watchdog.start()
         if self._stopping:
             session.end(*self._going_away)
 
-    def _over(self, place: Place | None, session: Session) -> None:
+    def over(self, place: Place | None, session: Session) -> None:
         """On the loop: neither a connection nor a handler of a session is left."""
         if place is not None:
             place.leave()
@@ -413,112 +436,22 @@ class Server:
             self.sessions.discard(session)
             self.counters.ended(session)
 
-    def _accept_for_app(self, environ: dict[str, Any], request: Request, place: Place) -> AppSocket:
-        choose = getattr(self.app, "app_protocol", None)  # gevent-websocket's way for an app to choose
-        upgrade = WebsocketsRequest(request, route="(app)")
-        protocol = choose(environ["PATH_INFO"]) if choose is not None else None
-        app_socket = AppSocket(environ, protocol if protocol in (upgrade.protocols or ()) else None)
-        session = app_socket.controller._krait
-        over = partial(self._over, place)
-        session.accept(self.loop, self.config, upgrade, app_socket.protocol, over)
-        self._add(session)
-        return app_socket
-
     def adopt(self, sock: socket.socket, session: Session, received: bytes, deflate: Deflate | None) -> None:
-        """The 101 is sent: the connection joins the loop. Called by: the handler."""
+        """The 101 is sent: the connection joins the loop."""
         self._keepalive.add(Connection(self.loop, sock, session, received, deflate))
 
-    def _decide(self, request: Request, place: Place) -> Session | WerkzeugResponse | ThreadLimitError | None:
-        """In a thread of the pool, in a context of its own; ``None`` is for the app."""
-        answer = self.site.answer(request)
-        if answer is None:
-            return None
-        if not isinstance(answer, WebsocketsResponse):
-            answer.make_sequence()  # a route script's generator is run here, not by the greenlet that sends it
-            return answer
-        upgrade = context.websockets_request.get()
-        assert upgrade is not None
-        return self._accept(answer, upgrade, request, place)
+    # ---- the workers
 
-    def _accept(
-        self, answer: WebsocketsResponse, upgrade: WebsocketsRequest, request: Request, place: Place
-    ) -> Session | WerkzeugResponse | ThreadLimitError:
-        session = answer.controller._krait
-        try:
-            session.claim()
-            if not place.reserve_threads(session.threads_needed(self.config)):
-                return ThreadLimitError("max_threads is reached")
-        except (RuntimeError, ConfigError) as error:
-            return self.site.failed(error, request)
-        # The handler runs in a copy of this context, for hours perhaps: it keeps what is needed of the request only.
-        upgrade.compact()
-        context.http_request.set(None)
-        context.websockets_response.set(None)
-        try:
-            session.accept(self.loop, self.config, upgrade, answer.protocol, partial(self._over, place))
-        except ThreadLimitError as error:
-            self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
-            return error
-        except Exception as error:  # of the user's on_start, or of the settings in the user's class
-            self.loop.call(lambda: session.transport_gone(INTERNAL_ERROR))
-            return self.site.failed(error, request)
-        if not place.is_held:  # nobody waits for it: the pool had no thread in time, or the server is at its end
-            session.end(ABNORMAL)
-            self.loop.call(partial(session.transport_gone, ABNORMAL))
-        return session
+    def _off_loop(self, function: Callable[..., _T], *arguments: Any, is_limited: bool = True) -> _T:
+        """What ``function`` returns in a worker. Waits, in a greenlet.
 
-    def _end_late(self, decision: Any) -> None:
-        """A decision that came after its time: nobody waits for it."""
-        if isinstance(decision, Session):
-            decision.transport_gone(ABNORMAL)
-
-    # ---- the pool
-
-    def _off_loop(
-        self, function: Callable[..., _T], *arguments: Any, late: Callable[[Any], None] | None = None
-    ) -> _T | None:
-        """What ``function`` returns in a thread of the pool; ``None`` when it has not within ``script_timeout``.
-
-        A thread cannot be ended: it goes on, and what it returns at last goes to ``late``.
+        Raises:
+            ScriptTimeoutError: Its time is over.
         """
-        timeout = gevent.Timeout(self.config.script_timeout)
-        result = None
-        try:
-            with timeout:
-                result = self._pool.spawn(_outcome, function, *arguments)
-                value: _T | None = _value(result.get())
-                return value
-        except gevent.Timeout as expired:
-            if expired is not timeout:
-                raise
-            logger.error("a route script did not answer within %g s; its client got 503", self.config.script_timeout)
-            if result is not None and late is not None:
-                result.rawlink(lambda done: late(done.value[0]))
-            raise ScriptTimeoutError("the route script did not answer in time") from None
-
-    def _in_pool(self, function: Callable[..., _T], *arguments: Any) -> _T | None:
-        """What ``function`` returns in a thread of the pool, however long it takes."""
-        return _value(self._pool.apply(_outcome, (function, *arguments)))
-
-    def _end_threads(self) -> None:
-        """Ends the pool's threads; those that a route script still holds after a second go on alone."""
-        with gevent.Timeout(1, False):
-            self._pool.kill()
-
-
-def _outcome(function: Callable[..., _T], *arguments: Any) -> tuple[_T | None, BaseException | None]:
-    """What ``function`` returns, or raises. The pool itself would print what is raised, with all its secrets."""
-    try:
-        return function(*arguments), None
-    except BaseException as error:  # it is raised again in the thread of the loop
-        return None, error
-
-
-def _value(outcome: tuple[_T | None, BaseException | None]) -> _T | None:
-    value, error = outcome
-    if error is not None:
-        raise error
-    return value
+        result = AsyncResult()
+        self.workers.submit(partial(function, *arguments), result.set, is_limited=is_limited)
+        value: _T = value_of(result.get())
+        return value
 
 
 def _next_part(parts: Iterator[bytes], least: int) -> bytes:
@@ -536,7 +469,3 @@ def _next_part(parts: Iterator[bytes], least: int) -> bytes:
 def _no_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """What stands behind a site where no application is mounted."""
     return pages.not_found()(environ, start_response)
-
-
-def _busy() -> Response:
-    return Response("The server is busy.\n", status=503, headers={"Retry-After": "1"})

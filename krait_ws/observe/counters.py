@@ -71,7 +71,9 @@ class Counters:
 
     def ended(self, session: Session) -> None:
         """A session is over: nothing of it will change any more."""
-        tally = self._ended.setdefault(session.route, Tally())
+        tally = self._ended.get(session.route)
+        if tally is None:
+            tally = self._ended[session.route] = Tally()
         tally.add(session)
         if session.handler_seconds is not None:
             tally.handlers.observe(session.handler_seconds)

@@ -124,7 +124,7 @@ def test_a_connection_is_found_by_its_id(open_page: Open, demos: SiteServer, bus
     page.get_by_role("button", name="Show").click()
     expect(page.locator("#facts")).to_contain_text("Echo (thread)")
     page.keyboard.press("Escape")
-    eventually(lambda: not demos.server._observer.watched)
+    eventually(lambda: not demos.server.observer.watched)
 
 
 def test_what_clients_choose_is_text(open_page: Open, demos: SiteServer) -> None:

@@ -39,10 +39,10 @@ def come_and_go(port: int, count: int, start: int = 0) -> None:
 
 
 def state_of(site: SiteServer) -> tuple[int, ...]:
-    """Descriptors, threads, greenlets and sessions that are alive; without the script pool, whose threads stay."""
-    pool = site.server._pool.size  # each of its threads has a greenlet
+    """Descriptors, threads, greenlets and sessions that are alive; without the workers of route scripts, which stay."""
+    workers = site.server.workers.size
     sessions = sum(isinstance(found, Session) for found in gc.get_objects())
-    return len(open_descriptors()), len(native_threads()) - pool, len(living_greenlets()) - pool, sessions
+    return len(open_descriptors()), len(native_threads()) - workers, len(living_greenlets()), sessions
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

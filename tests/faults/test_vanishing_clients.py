@@ -57,8 +57,8 @@ def watched(base: type[WebsocketsCtrlBase]) -> type[Any]:
 
 @contextmanager
 def running(site: SiteServer, path: str = "/") -> Iterator[None]:
-    """While the server goes on, everything of the clients inside must go. A first client warms it up: the threads of
-    the script pool stay."""
+    """While the server goes on, everything of the clients inside must go. A first client warms it up: the workers
+    of route scripts stay."""
     with RawClient(site.port, path) as client:
         client.send(close_frame(1000))
         while client.receive_frame().opcode != CLOSE:
@@ -73,8 +73,8 @@ def running(site: SiteServer, path: str = "/") -> Iterator[None]:
 
 
 def state_of(site: SiteServer) -> tuple[int, ...]:
-    pool = site.server._pool.size  # each of its threads has a greenlet
-    return len(open_descriptors()), len(native_threads()) - pool, len(living_greenlets()) - pool
+    workers = site.server.workers.size
+    return len(open_descriptors()), len(native_threads()) - workers, len(living_greenlets())
 
 
 def check_stopped_once(controller: Any, *codes: int) -> None:

@@ -228,8 +228,8 @@ def websocket(request):
         assert site.get("/page").text == "page"
     finally:
         assert site.get("/?open=1").text == "open"
-        pool = site.server._pool  # what still runs when the server ends is left to itself
-        eventually(lambda: not pool.task_queue.unfinished_tasks)
+        workers = site.server.workers  # what still runs when the server ends is left to itself
+        eventually(lambda: not workers.is_busy)
     if kind == "websocket":  # its controller comes too late, and is ended
         eventually(lambda: site.get("/?stopped=1").text == "[True]")
         eventually(lambda: not site.server.sessions)

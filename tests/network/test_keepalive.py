@@ -13,6 +13,8 @@ import pytest
 
 from krait_ws.network import keepalive
 from krait_ws.network.keepalive import Keepalive
+from tests.helpers import own_thread
+from tests.network.support import new_loop
 
 INTERVAL, TIMEOUT = 20.0, 8.0
 
@@ -279,3 +281,14 @@ def test_a_connection_whose_ping_fails_is_not_looked_at_again(loop: FakeLoop, wa
     assert other.pings
     loop.advance(TIMEOUT)
     assert other.lost_at is not None
+
+
+@own_thread
+def test_a_new_connection_does_not_start_the_timer_anew() -> None:
+    """On the real loop, where a cancelled timer waits for its time."""
+    with new_loop() as loop:
+        watch = Keepalive(loop, INTERVAL, TIMEOUT)
+        connections = [FakeConnection(FakeLoop()) for _ in range(100)]
+        for connection in connections:
+            watch.add(connection)
+        assert len(loop._timers) == 1

@@ -101,7 +101,7 @@ def test_nobody_is_shown_any_more(serve: Serve) -> None:
         assert "in on_thread_start" in shown["stacks"][0], "where the handler is now"
         viewer.send(json.dumps({"show": None}))
         view_with(viewer, lambda view: not view["shown"])
-        assert site.server._observer.watched == {}
+        assert site.server.observer.watched == {}
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_a_viewer_leaves_nothing(serve: Serve) -> None:
     site = serve(dashboard=True)
     with site.connect("/_krait/live") as viewer:
         viewer.send('{"show": "00000000"}')
-        eventually(lambda: site.server._observer.watched)
-    eventually(lambda: not site.server._observer.watched and not site.server.sessions)
+        eventually(lambda: site.server.observer.watched)
+    eventually(lambda: not site.server.observer.watched and not site.server.sessions)
 
 
 # ---- top

@@ -123,7 +123,7 @@ def test_lists_have_the_largest_first_and_an_end(server: Server) -> None:
 
 
 def test_equal_sessions_are_no_trouble(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("krait_ws.session.secrets.token_hex", lambda _: "00000000")
+    monkeypatch.setattr("krait_ws.session._random.getrandbits", lambda _: 0)
     for _ in range(30):
         server.open(messages=1).outgoing.push(b"xx")
     taken = server.take()

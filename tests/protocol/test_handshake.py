@@ -12,7 +12,6 @@ from krait_ws.protocol.handshake import (
     check_origin,
     check_upgrade,
     is_upgrade,
-    names_websocket,
     parse_subprotocols,
     tries_upgrade,
 )
@@ -55,7 +54,7 @@ def environ(**changes: str | None) -> dict[str, str]:
     ],
 )
 def test_which_upgrade_headers_name_websocket(header: str, expected: bool) -> None:
-    assert names_websocket(header) is expected
+    assert is_upgrade({"HTTP_UPGRADE": header}) is expected
     assert is_upgrade(environ(HTTP_UPGRADE=header)) is expected
 
 
