@@ -81,6 +81,10 @@ cdef class LoopCore:
         else:
             owner.on_ready(events_of(mask))
 
+    @property
+    def is_dirty(self):
+        return PyList_GET_SIZE(self._dirty) > 0
+
     def flush_dirty(self):
         cdef LinkCore link
         if not self._dirty:

@@ -580,6 +580,9 @@ class LoopCore:
             self._run_soon()
         return len(ready)
 
+    is_dirty = False
+    """Whether ``flush_dirty`` has something to do."""
+
     def flush_dirty(self) -> None:
         """Sends what hooks and handlers on the loop have pushed. Thread: the loop."""
 

@@ -143,11 +143,18 @@ class Loop(LoopCore):
 
     def _run_soon(self) -> None:
         """Runs the loop's own calls, when all sockets of a turn have been read: peers wake to find their answers
-        together. Those that come meanwhile have the next turn, after the sockets."""
+        together. Those that come meanwhile have the next turn, after the sockets: gevent would run dozens of its
+        callbacks, each called by the one before, until it looked at a socket again."""
         calls, self._soon = self._soon, []
-        self._scheduled = False
+        self._scheduled = True
         self.flush_dirty()
         self._run(calls)
+        self._scheduled = self._has_more()
+        if self._scheduled and not self._closed:
+            self._async.send()
+
+    def _has_more(self) -> bool:
+        return bool(self._soon) or self.is_dirty
 
     def _start_ticking(self) -> None:
         """Called from a thread that a connection was lent to."""
@@ -163,6 +170,8 @@ class Loop(LoopCore):
             calls, self._calls = self._calls, []
             self._woken = False
         self._run(calls)
+        if self._has_more():
+            self._run_soon()
 
     def _run(self, calls: list[Callable[[], Any]]) -> None:
         for function in calls:

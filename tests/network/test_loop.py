@@ -247,6 +247,35 @@ def test_calls_made_while_sockets_are_served_run_in_the_same_turn(poller: str) -
 
 @own_thread
 @POLLERS
+@pytest.mark.parametrize("where", ["loop", "thread"])
+def test_calls_that_call_each_other_leave_the_sockets_their_turns(poller: str, where: str) -> None:
+    """Failed: gevent ran fifty of them before it looked at a socket again."""
+    with new_loop(poller) as loop, tcp_pair() as (ours, peer):
+        calls: list[int] = []
+        waited: list[int] = []  # calls from the byte to its reading
+
+        def again() -> None:
+            calls.append(1)
+            if len(calls) == 5:
+                peer.send(b"x")
+            if not waited and len(calls) < 200:
+                loop.call(again)
+
+        def read(events: int) -> None:
+            ours.recv(100)
+            waited.append(len(calls) - 5)
+
+        loop.watch(ours.fileno(), Owner(read), READ)
+        if where == "loop":
+            loop.call(again)
+        else:
+            Task(lambda: loop.call(again)).result()
+        spin(lambda: waited, "the byte")
+        assert waited[0] <= 3
+
+
+@own_thread
+@POLLERS
 def test_now_is_the_time_of_the_batch(poller: str) -> None:
     with new_loop(poller) as loop, tcp_pair() as (ours, peer):
         seen: list[float] = []
