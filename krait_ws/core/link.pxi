@@ -1,7 +1,5 @@
 # A session and its connection, as far as a usual message needs them; see session.py and network/connection.py.
 
-from functools import partial
-
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
@@ -99,6 +97,7 @@ cdef class LinkCore:
     cdef public object _sock
     cdef public int _descriptor
     cdef public object _unsent  # the rest of a chunk that the socket did not take
+    cdef public object _unread  # what was read, and comes before anything else that is
     cdef public object stuck_since, _in_system
     cdef public double heard_at
     cdef public bint _reading
@@ -472,15 +471,17 @@ cdef class LinkCore:
         self.heard_at = krait_now()
         session.bytes_in += length
         used = self.parse(data, length, messages)
+        if used < length:
+            # Before others run: whoever reads the socket now would read what comes behind this.
+            self._unread = PyBytes_FromStringAndSize(<char*>data + used, length - used)
+            self.usual = self._lent = False
         if messages:
             session.messages_in += PyList_GET_SIZE(messages)
             self._answers = 1
             wake_all(session.arrivals._append(messages))
             self._loop._note_active(self)
         if used < length:
-            self.usual = self._lent = False
-            rest = PyBytes_FromStringAndSize(<char*>data + used, length - used)
-            self._loop.call(partial(self._receive_rest, rest))
+            self._loop.call(self._receive_unread)
 
     cdef bint send_answer(self, bytes frame) except -1:
         """Sends the first answer to what was read at once. Further ones are better sent together."""
