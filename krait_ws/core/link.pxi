@@ -393,7 +393,8 @@ cdef class LinkCore:
             seconds = 0  # it came while this looked elsewhere
         self._thread = pthread_self()
         self._waiting = self._is_away = True
-        self.sending = chunk.size > 0
+        if chunk.size:
+            self.sending = True  # else it may be the loop that sends
         self._turn += 1
         with nogil:
             uses_door = self.chooses_door(krait_leave(&self._place))
