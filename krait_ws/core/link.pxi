@@ -327,7 +327,7 @@ cdef class LinkCore:
         if self._doomed is not None:
             self._lent = False
             doomed, self._doomed = self._doomed, None
-            self._loop.call(doomed.close)
+            doomed.close()  # here: the loop may have ended meanwhile
 
     # ---- any thread
 
@@ -377,7 +377,9 @@ cdef class LinkCore:
         cdef uint8_t* data = NULL
         cdef Chunk chunk
         cdef InQueue arrivals = self._session.arrivals
+        cdef OutQueue outgoing = self._session.outgoing
         cdef bint uses_door
+        cdef bint is_look = False
         chunk.data = NULL
         chunk.owner = NULL
         chunk.size = 0
@@ -387,10 +389,14 @@ cdef class LinkCore:
             self._borrower = PyThread_get_thread_ident()
             self.rearm()
         self.note_turn()
-        if not (self.may_write() and self.take_chunk(self._session.outgoing, &chunk)):
-            self._tell(self._session.outgoing)
-        if arrivals._length() or arrivals._closed or not arrivals._waits or not self._lent or self._sock is None:
-            seconds = 0  # it came while this looked elsewhere
+        if not (self.may_write() and self.take_chunk(outgoing, &chunk)):
+            self._tell(outgoing)
+            if not self.is_lent_to_caller() or not self.usual or self._sock is None:
+                return True  # others ran meanwhile, and took it back
+        if arrivals._length() or arrivals._closed or not arrivals._waits:
+            is_look = True  # it came while this looked elsewhere
+        if is_look:
+            seconds = 0
         self._thread = pthread_self()
         self._waiting = self._is_away = True
         if chunk.size:
@@ -417,7 +423,6 @@ cdef class LinkCore:
         self._waiting = self._is_away = False
         self._turn += 1
         self._left_at = krait_now()
-        self._session.outgoing._wake_pushers()
         try:
             if chunk.size:
                 self.note_sent(&chunk, sent, error)
@@ -428,9 +433,10 @@ cdef class LinkCore:
                 self._bury()
             elif result == KRAIT_READY:
                 self.take_own(data, length)
+            outgoing._wake_pushers()
         finally:
             release_chunk(&chunk)
-        return result != KRAIT_TIMEOUT
+        return is_look or result != KRAIT_TIMEOUT
 
     cdef inline bint chooses_door(self, bint kept_others) noexcept nogil:
         """Whether its thread comes back through the interpreter's door: not for a good while after the keeper had to open
@@ -512,14 +518,16 @@ cdef class LinkCore:
             outgoing.on_output()
 
     cdef come_back(self):
-        """Its thread leaves without a message."""
-        if self.is_lent_to_caller():
-            self._tell(self._session.outgoing)
-            self.give_back()
+        """Its thread leaves without a message, or to wait for something else."""
+        if self._borrower == PyThread_get_thread_ident():
+            krait_leave(&self._place)
+            if self._lent:
+                self.give_back()
 
     cdef give_back(self):
-        self._lent = False
+        self._lent = False  # first: others may run from here on
         krait_leave(&self._place)
+        self._tell(self._session.outgoing)
         self.rearm()
 
     cdef rearm(self):
@@ -567,6 +575,7 @@ cdef class LinkCore:
         if PyList_GET_SIZE(self._session.outgoing.frames):
             self._quick_turns = -SLOW_FOR
             self._tell(self._session.outgoing)
-        if is_same:
+            is_same = is_same and self._turn == self._seen_turn  # its thread may have come back meanwhile
+        if is_same and self._lent:
             self.give_back()
         return not is_same

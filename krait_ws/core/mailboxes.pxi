@@ -142,6 +142,8 @@ cdef class InQueue:
             if link is not None and link.may_wait():
                 is_last = not link.wait(-1 if remaining is None else bounded(remaining))
             else:
+                if link is not None:
+                    link.come_back()
                 is_last = not self._wait(remaining)
 
     cdef bint _wait(self, remaining) except -1:
