@@ -433,6 +433,8 @@ cdef class LinkCore:
                 self._bury()
             elif result == KRAIT_READY:
                 self.take_own(data, length)
+            if self._lent and result != KRAIT_TIMEOUT:
+                self._loop._note_active(self)  # whatever it has got to do, it may be away for long
             outgoing._wake_pushers()
         finally:
             release_chunk(&chunk)
@@ -482,11 +484,10 @@ cdef class LinkCore:
             # Before others run: whoever reads the socket now would read what comes behind this.
             self._unread = PyBytes_FromStringAndSize(<char*>data + used, length - used)
             self.usual = self._lent = False
-        if messages:
+        if messages and not session.arrivals._closed:
             session.messages_in += PyList_GET_SIZE(messages)
             self._answers = 1
             wake_all(session.arrivals._append(messages))
-            self._loop._note_active(self)
         if used < length:
             self._loop.call(self._receive_unread)
 
