@@ -537,7 +537,7 @@ cdef class LinkCore:
         if self._sock is None:
             return
         if self._loop._epoll < 0 or not self._reading:
-            self._watch()
+            self._loop.call(self._watch)
             return
         event.events = (0 if self._lent else EPOLLIN) | (EPOLLOUT if self._unsent is not None else 0)
         event.data.fd = self._descriptor

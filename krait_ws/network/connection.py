@@ -431,12 +431,17 @@ class Connection(LinkCore):
             self._timer = self._loop.call_later(self._session.config.close_timeout, self._gone)
 
     def _watch(self) -> None:
+        watched = -1
+        # A thread that the connection is lent to may change what there is to watch while the poller is told.
+        while self._sock is not None and watched != (events := self._events()):
+            self._loop.watch(self._descriptor, self, events)
+            watched = events
+
+    def _events(self) -> int:
         events = WRITE if self._unsent is not None else 0
         if self._reading:
-            events |= 0 if self.is_lent else READ
-        else:
-            events |= 0 if self._hung_up else HANGUP
-        self._loop.watch(self._descriptor, self, events)
+            return events | (0 if self.is_lent else READ)
+        return events | (0 if self._hung_up else HANGUP)
 
 
 def _joined(frames: list[bytes]) -> bytes:
