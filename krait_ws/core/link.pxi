@@ -395,6 +395,8 @@ cdef class LinkCore:
                 return True  # others ran meanwhile, and took it back
         if arrivals._length() or arrivals._closed or not arrivals._waits:
             is_look = True  # it came while this looked elsewhere
+        elif chunk.size and outgoing._pushers._waiters is not None:
+            is_look = True  # there is room for them now
         if is_look:
             seconds = 0
         self._thread = pthread_self()

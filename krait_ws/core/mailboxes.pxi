@@ -282,7 +282,7 @@ cdef class OutQueue:
         if link is not None and link.is_lent_to_caller():
             if PyList_GET_SIZE(self.frames) == 0 and link.send_answer(frame):
                 return True
-            if link.puts_off() and PyList_GET_SIZE(self.frames) < MOST_DEFERRED:
+            if link.puts_off() and self._stays_half_empty(frame):
                 self._append(frame)  # its thread sends it when it has answered the rest, or the loop with the next tick
                 return True
         self._append(frame)
@@ -291,6 +291,16 @@ cdef class OutQueue:
             if link is None or not link.will_be_flushed():
                 self.on_output()
         return True
+
+    cdef inline bint _stays_half_empty(self, bytes frame):
+        """Whether it has room for as much again when it has taken a frame of which nobody is told. What the policy for a
+        full one does is for slow clients."""
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.frames)
+        return (
+            count < MOST_DEFERRED
+            and (count + 1) * 2 <= self._max_messages
+            and (self._bytes + PyBytes_GET_SIZE(frame)) * 2 <= self._max_bytes
+        )
 
     cdef inline _append(self, bytes frame):
         self.frames.append(frame)
