@@ -264,7 +264,7 @@ cdef class LinkCore:
                 chunk.size += PyBytes_GET_SIZE(frame)
         else:
             return False
-        outgoing.frames = []
+        frames.clear()  # a new list might let the collector run, and others with it
         outgoing._note_taken(count)
         return True
 

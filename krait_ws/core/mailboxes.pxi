@@ -165,8 +165,13 @@ cdef class InQueue:
             wake_all(self._poppers.take_locked(1))
 
     def wait_for_room(self):
+        cdef Waiter waiter
         if not self._closed and self._full:
-            self._room_waiters.add_locked().wait(None)
+            waiter = self._room_waiters.add_locked()
+            if self._closed or not self._full:  # the collector may have run others
+                self._room_waiters.remove_locked(waiter)
+            else:
+                waiter.wait(None)
 
     def end_waiting(self):
         self._waits = False
@@ -317,7 +322,8 @@ cdef class OutQueue:
     def take(self, Py_ssize_t max_bytes):
         if self._lock.held or self._bytes > max_bytes or self._has_fragments:
             return self.take_with_care(max_bytes)
-        frames, self.frames = self.frames, []
+        fresh = []  # made first: the collector may run others
+        frames, self.frames = self.frames, fresh
         self._note_taken(len(frames))
         self._wake_pushers()
         return frames
