@@ -1,7 +1,5 @@
 # A session and its connection, as far as a usual message needs them; see session.py and network/connection.py.
 
-from functools import partial
-
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdlib cimport free, malloc
@@ -27,7 +25,7 @@ cdef extern from "system.h":
         size_t size, capacity, checked
         unsigned int state
     void krait_drop_held(Held*) nogil
-    bint krait_hold(Held*, const uint8_t*, size_t, size_t) nogil
+    int krait_hold(Held*, const uint8_t*, size_t, size_t) nogil
     ssize_t krait_gather(int, double, size_t, bint, uint8_t**, Held*, size_t*, int*) nogil
     void krait_mask(const uint8_t*, const uint8_t*, uint8_t*, size_t) nogil
     size_t krait_head(uint8_t*, int, size_t) nogil
@@ -106,6 +104,7 @@ cdef class LinkCore:
     cdef public object _sock
     cdef public int _descriptor
     cdef public object _unsent  # the rest of a chunk that the socket did not take
+    cdef public object _unread  # what was read, and comes before anything else that is
     cdef public object stuck_since, _in_system
     cdef public double heard_at
     cdef public bint _reading
@@ -279,7 +278,7 @@ cdef class LinkCore:
                 chunk.size += PyBytes_GET_SIZE(frame)
         else:
             return False
-        outgoing.frames = []
+        frames.clear()  # a new list might let the collector run, and others with it
         outgoing._note_taken(count)
         return True
 
@@ -342,7 +341,7 @@ cdef class LinkCore:
         if self._doomed is not None:
             self._lent = False
             doomed, self._doomed = self._doomed, None
-            self._loop.call(doomed.close)
+            doomed.close()  # here: the loop may have ended meanwhile
 
     # ---- any thread
 
@@ -393,7 +392,9 @@ cdef class LinkCore:
         cdef size_t taken = 0
         cdef Chunk chunk
         cdef InQueue arrivals = self._session.arrivals
+        cdef OutQueue outgoing = self._session.outgoing
         cdef bint uses_door
+        cdef bint is_look = False
         chunk.data = NULL
         chunk.owner = NULL
         chunk.size = 0
@@ -403,13 +404,20 @@ cdef class LinkCore:
             self._borrower = PyThread_get_thread_ident()
             self.rearm()
         self.note_turn()
-        if not (self.may_write() and self.take_chunk(self._session.outgoing, &chunk)):
-            self._tell(self._session.outgoing)
-        if arrivals._length() or arrivals._closed or not arrivals._waits or not self._lent or self._sock is None:
-            seconds = 0  # it came while this looked elsewhere
+        if not (self.may_write() and self.take_chunk(outgoing, &chunk)):
+            self._tell(outgoing)
+            if not self.is_lent_to_caller() or not self.usual or self._sock is None:
+                return True  # others ran meanwhile, and took it back
+        if arrivals._length() or arrivals._closed or not arrivals._waits:
+            is_look = True  # it came while this looked elsewhere
+        elif chunk.size and outgoing._pushers._waiters is not None:
+            is_look = True  # there is room for them now
+        if is_look:
+            seconds = 0
         self._thread = pthread_self()
         self._waiting = self._is_away = True
-        self.sending = chunk.size > 0
+        if chunk.size:
+            self.sending = True  # else it may be the loop that sends
         self._turn += 1
         with nogil:
             uses_door = self.chooses_door(krait_leave(&self._place))
@@ -430,7 +438,6 @@ cdef class LinkCore:
         self._waiting = self._is_away = False
         self._turn += 1
         self._left_at = krait_now()
-        self._session.outgoing._wake_pushers()
         try:
             if chunk.size:
                 self.note_sent(&chunk, sent, error)
@@ -445,9 +452,12 @@ cdef class LinkCore:
                 self._session.bytes_in += taken
             if result == KRAIT_READY:
                 self.take_own(data, length)
+            if self._lent and result != KRAIT_TIMEOUT:
+                self._loop._note_active(self)  # whatever it has got to do, it may be away for long
+            outgoing._wake_pushers()
         finally:
             release_chunk(&chunk)
-        return result != KRAIT_TIMEOUT
+        return is_look or result != KRAIT_TIMEOUT
 
     cdef inline bint chooses_door(self, bint kept_others) noexcept nogil:
         """Whether its thread comes back through the interpreter's door: not for a good while after the keeper had to open
@@ -483,6 +493,7 @@ cdef class LinkCore:
         cdef SessionCore session = self._session
         cdef Py_ssize_t used
         cdef Py_ssize_t end
+        cdef int held
         cdef list messages = []
         if length <= 0:
             self.usual = False  # the loop finds the same and knows what to do
@@ -490,24 +501,28 @@ cdef class LinkCore:
             return
         end = self._held.size if data == self._held.data else length
         used = self.parse(data, end, messages)
-        if messages:
+        if used == end:
+            krait_drop_held(&self._held)
+        else:
+            # Before others run: whoever reads the socket now would read what comes behind this.
+            held = krait_hold(&self._held, data + used, end - used, self.max_size)
+            if held == 0:
+                self.put_back(data + used, end - used)
+            elif held < 0:
+                self.put_back(self._held.data, self._held.size)
+        if messages and not session.arrivals._closed:
             session.messages_in += PyList_GET_SIZE(messages)
             self._reads_much = used >= OWN_READ_SIZE
             self._answers = 1
             wake_all(session.arrivals._append(messages))
-            self._loop._note_active(self)
-        if used < end and not krait_hold(&self._held, data + used, end - used, self.max_size):
-            rest = PyBytes_FromStringAndSize(<char*>data + used, end - used)
-            krait_drop_held(&self._held)
-            self.give_rest(rest)
-        elif used == end:
-            krait_drop_held(&self._held)
+        if self._unread:
+            self._loop.call(self._receive_unread)
 
-    cdef give_rest(self, bytes rest):
-        """The loop is to judge what follows, before anybody reads on."""
+    cdef put_back(self, uint8_t* data, Py_ssize_t size):
+        """The loop is to judge this before anybody reads on."""
+        self._unread = PyBytes_FromStringAndSize(<char*>data, size)
+        krait_drop_held(&self._held)
         self.usual = self._lent = False
-        krait_leave(&self._place)
-        self._loop.call(partial(self._receive_rest, rest))
 
     cdef bint send_answer(self, bytes frame) except -1:
         """Sends the first answer to what was read at once. Further ones are better sent together."""
@@ -537,20 +552,22 @@ cdef class LinkCore:
             outgoing.on_output()
 
     cdef come_back(self):
-        """Its thread leaves without a message."""
-        if self.is_lent_to_caller():
-            self._tell(self._session.outgoing)
-            self.give_back()
+        """Its thread leaves without a message, or to wait for something else."""
+        if self._borrower == PyThread_get_thread_ident():
+            krait_leave(&self._place)
+            if self._lent:
+                self.give_back()
 
     cdef give_back(self):
         if self._held.size:
-            rest = PyBytes_FromStringAndSize(<char*>self._held.data, self._held.size)
-            krait_drop_held(&self._held)
-            self.give_rest(rest)
-            return
-        self._lent = False
+            self.put_back(self._held.data, self._held.size)
+        self._lent = False  # first: others may run from here on
         krait_leave(&self._place)
-        self.rearm()
+        self._tell(self._session.outgoing)
+        if self._unread:
+            self._loop.call(self._receive_unread)
+        else:
+            self.rearm()
 
     cdef rearm(self):
         """Tells the poller what to watch now: without a look at its books, which belong to the loop."""
@@ -558,7 +575,7 @@ cdef class LinkCore:
         if self._sock is None:
             return
         if self._loop._epoll < 0 or not self._reading:
-            self._watch()
+            self._loop.call(self._watch)
             return
         event.events = (0 if self._lent else EPOLLIN) | (EPOLLOUT if self._unsent is not None else 0)
         event.data.fd = self._descriptor
@@ -597,6 +614,7 @@ cdef class LinkCore:
         if PyList_GET_SIZE(self._session.outgoing.frames):
             self._quick_turns = -SLOW_FOR
             self._tell(self._session.outgoing)
-        if is_same:
+            is_same = is_same and self._turn == self._seen_turn  # its thread may have come back meanwhile
+        if is_same and self._lent:
             self.give_back()
         return not is_same

@@ -113,8 +113,11 @@ cdef class LoopCore:
         for item in active:
             link = item
             link._is_active = False
-            if link.tick() and not link._is_active:
-                link._is_active = True
-                self._active.append(link)
+            try:
+                if link.tick() and not link._is_active:
+                    link._is_active = True
+                    self._active.append(link)
+            except Exception:  # the others are to have their tick all the same
+                self._failed(link)
         self._ticks = bool(self._active)
         return self._ticks

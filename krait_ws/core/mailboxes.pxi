@@ -142,6 +142,8 @@ cdef class InQueue:
             if link is not None and link.may_wait():
                 is_last = not link.wait(-1 if remaining is None else bounded(remaining))
             else:
+                if link is not None:
+                    link.come_back()
                 is_last = not self._wait(remaining)
 
     cdef bint _wait(self, remaining) except -1:
@@ -163,8 +165,13 @@ cdef class InQueue:
             wake_all(self._poppers.take_locked(1))
 
     def wait_for_room(self):
+        cdef Waiter waiter
         if not self._closed and self._full:
-            self._room_waiters.add_locked().wait(None)
+            waiter = self._room_waiters.add_locked()
+            if self._closed or not self._full:  # the collector may have run others
+                self._room_waiters.remove_locked(waiter)
+            else:
+                waiter.wait(None)
 
     def end_waiting(self):
         self._waits = False
@@ -280,7 +287,7 @@ cdef class OutQueue:
         if link is not None and link.is_lent_to_caller():
             if PyList_GET_SIZE(self.frames) == 0 and link.send_answer(frame):
                 return True
-            if link.puts_off() and PyList_GET_SIZE(self.frames) < MOST_DEFERRED:
+            if link.puts_off() and self._stays_half_empty(frame):
                 self._append(frame)  # its thread sends it when it has answered the rest, or the loop with the next tick
                 return True
         self._append(frame)
@@ -289,6 +296,16 @@ cdef class OutQueue:
             if link is None or not link.will_be_flushed():
                 self.on_output()
         return True
+
+    cdef inline bint _stays_half_empty(self, bytes frame):
+        """Whether it has room for as much again when it has taken a frame of which nobody is told. What the policy for a
+        full one does is for slow clients."""
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.frames)
+        return (
+            count < MOST_DEFERRED
+            and (count + 1) * 2 <= self._max_messages
+            and (self._bytes + PyBytes_GET_SIZE(frame)) * 2 <= self._max_bytes
+        )
 
     cdef inline _append(self, bytes frame):
         self.frames.append(frame)
@@ -305,7 +322,8 @@ cdef class OutQueue:
     def take(self, Py_ssize_t max_bytes):
         if self._lock.held or self._bytes > max_bytes or self._has_fragments:
             return self.take_with_care(max_bytes)
-        frames, self.frames = self.frames, []
+        fresh = []  # made first: the collector may run others
+        frames, self.frames = self.frames, fresh
         self._note_taken(len(frames))
         self._wake_pushers()
         return frames

@@ -491,6 +491,7 @@ class LinkCore:
         "_reading",
         "_session",
         "_sock",
+        "_unread",
         "_unsent",
         "heard_at",
         "max_size",
@@ -513,6 +514,8 @@ class LinkCore:
     _reading: bool
     _session: Any
     _sock: Any
+    _unread: bytes
+    """What was read, and comes before anything else that is."""
     _unsent: memoryview | None
     """The rest of a chunk that the socket did not take."""
 

@@ -121,7 +121,8 @@ static int krait_grow_held(Held *held, size_t least) {
     return 1;
 }
 
-/* Keeps the beginning of a usual frame until the rest has come. Returns 0 when it is none, whole, or a text that is none. */
+/* Keeps the beginning of a usual frame until the rest has come. Returns 0 when it is none or whole, and nothing is kept;
+ * below 0 when it is kept and is no UTF-8. */
 static int krait_hold(Held *held, const uint8_t *data, size_t size, size_t most) {
     Frame frame;
     int64_t whole = krait_frame(data, size, most, &frame);
@@ -137,7 +138,7 @@ static int krait_hold(Held *held, const uint8_t *data, size_t size, size_t most)
     held->size = size;
     if (whole > 0 && held->data[0] == 0x81) {
         const uint8_t *payload = held->data + frame.start;
-        if (!krait_check_utf8(payload - 4, payload, held->checked, size - frame.start, &held->state)) return 0;
+        if (!krait_check_utf8(payload - 4, payload, held->checked, size - frame.start, &held->state)) return -1;
         held->checked = size - frame.start;
     }
     return 1;
@@ -337,6 +338,6 @@ static ssize_t krait_gather(int descriptor, double seconds, size_t most, int rea
         size = (size_t)length;
         *taken += size;
         if (*place == held->data) size = held->size += (size_t)length;
-        if (!krait_hold(held, *place, size, most)) return length;
+        if (krait_hold(held, *place, size, most) <= 0) return length;
     }
 }

@@ -19,7 +19,6 @@ import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 
 if sys.platform.startswith("linux"):
     import fcntl
@@ -113,7 +112,8 @@ class Connection(LinkCore):
         self._is_plain = type(sock) is _NativeSocket and deflate is None
         self.writable = self._is_plain
         self._takes_usual = self._is_plain and not session.streams and not session.counts
-        self.usual = self._takes_usual
+        self._unread = received
+        self.usual = self._takes_usual and not received
         sock.setblocking(False)
         if deflate is not None:
             session.shared_window = deflate.window_bits
@@ -124,7 +124,7 @@ class Connection(LinkCore):
         session.attach(self)
         if received:
             session.bytes_in += len(received)
-            loop.call(partial(self._receive, received))  # on the loop itself, where hooks may be called
+            loop.call(self._receive_unread)  # on the loop itself, where hooks may be called
 
     # ---- called by the loop
 
@@ -239,6 +239,9 @@ class Connection(LinkCore):
     # ---- reading
 
     def _read(self) -> None:
+        if self._unread:
+            self._receive_unread()
+            return
         sock = self._sock
         protocol = self._protocol
         if sock is None or protocol.is_holding:
@@ -267,10 +270,11 @@ class Connection(LinkCore):
             else:
                 self._receive(loop.buffer_view[:received])  # a view saves a copy, but is slower to take apart
 
-    def _receive_rest(self, data: bytes) -> None:
-        """What a thread read of its own socket and has no use for."""
-        if self._sock is not None:
-            self._receive(data)
+    def _receive_unread(self) -> None:
+        """What came behind the handshake, or a thread read of its own socket and has no use for."""
+        unread, self._unread = self._unread, b""
+        if unread and self._sock is not None:
+            self._receive(unread)
             if self._sock is not None:
                 self._watch()
 
@@ -285,7 +289,7 @@ class Connection(LinkCore):
         """What may come now, and go, after what has come."""
         is_open = self._sock is not None and self._protocol.state is _OPEN
         self.writable = self.writable and is_open
-        self.usual = self._takes_usual and is_open and self._protocol.is_between_messages
+        self.usual = self._takes_usual and is_open and not self._unread and self._protocol.is_between_messages
 
     def _receive_any(self, data: bytes | memoryview) -> None:
         protocol = self._protocol
@@ -427,12 +431,17 @@ class Connection(LinkCore):
             self._timer = self._loop.call_later(self._session.config.close_timeout, self._gone)
 
     def _watch(self) -> None:
+        watched = -1
+        # A thread that the connection is lent to may change what there is to watch while the poller is told.
+        while self._sock is not None and watched != (events := self._events()):
+            self._loop.watch(self._descriptor, self, events)
+            watched = events
+
+    def _events(self) -> int:
         events = WRITE if self._unsent is not None else 0
         if self._reading:
-            events |= 0 if self.is_lent else READ
-        else:
-            events |= 0 if self._hung_up else HANGUP
-        self._loop.watch(self._descriptor, self, events)
+            return events | (0 if self.is_lent else READ)
+        return events | (0 if self._hung_up else HANGUP)
 
 
 def _joined(frames: list[bytes]) -> bytes:
