@@ -124,7 +124,7 @@ def test_a_handler_does_not_read_a_socket_that_has_taken_the_number_of_its_own()
 
 @own_thread
 def test_what_a_handler_has_read_is_before_what_the_loop_reads() -> None:
-    """A part of a frame, while the loop sends what the peer did not take before."""
+    """A part of a message in fragments, while the loop sends what the peer did not take before."""
     with new_loop() as loop, bench(loop) as made:
         made.peer.sendall(texts("one"))
         assert made.begin_pop().result(DEADLINE) == "one"
@@ -134,9 +134,9 @@ def test_what_a_handler_has_read_is_before_what_the_loop_reads() -> None:
         made.until_returned()
         spin(lambda: made.connection._unsent is not None, "more than the socket takes")
         popped = made.begin_pop()
-        stream = frame(0x2, b"y" * 200)
+        stream = frame(0x2, b"y" * 150, fin=False) + frame(0x0, b"y" * 50)
         made.peer.sendall(stream[:100])
-        until(lambda: not made.connection.usual, "the handler has read a part of a frame")
+        until(lambda: not made.connection.usual, "the handler has read a part of it")
         made.peer.sendall(stream[100:])
         spin_by_hand(made, lambda: made.arrived().endswith(b"small"))
         spin(popped.done, "the message")
