@@ -425,15 +425,29 @@ def test_a_handler_that_begins_to_use_gevent(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("state", ["waiting", "busy"])
-def test_a_silent_peer_is_lost_whoever_has_the_connection(serve: Serve, noted: type[Noted], state: str) -> None:
-    site = serve(noted, ping_interval=0.2, ping_timeout=0.2)
-    with RawClient(site.port) as client:
-        controller = first(noted)
-        bring_to(state, client, controller)
-        for _ in range(2):  # it is pinged, and lives while it answers
+def test_a_peer_that_answers_pings_lives(serve: Serve, noted: type[Noted], state: str) -> None:
+    """Whoever has the connection when they come."""
+    with RawClient(serve(noted, ping_interval=0.2, ping_timeout=PATIENCE).port) as client:
+        client.send(texts("one", state))
+        awaited = {"one"} if state == "busy" else {"one", state}
+        pings = 0
+        while awaited or pings < 3:
             received = client.receive_frame()
-            assert received.opcode == PING
-            client.send_frame(PONG, received.payload)
+            if received.opcode == PING:
+                client.send_frame(PONG, received.payload)
+                pings += 1
+            else:
+                awaited.remove(received.payload.decode())
+        eventually(lambda: first(noted).latency is not None)
+        assert first(noted).close_code is None
+        first(noted).go_on.set()
+
+
+@pytest.mark.parametrize("state", ["waiting", "busy"])
+def test_a_silent_peer_is_lost(serve: Serve, noted: type[Noted], state: str) -> None:
+    with RawClient(serve(noted, ping_interval=0.2, ping_timeout=0.2).port) as client:
+        controller = first(noted)
+        client.send(texts("one", state))
         eventually(lambda: controller.close_code == 1006)
         controller.go_on.set()
         eventually(controller.returned.is_set)
