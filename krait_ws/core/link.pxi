@@ -145,6 +145,7 @@ cdef class LinkCore:
         """What the socket has, when only the usual is to be expected."""
         cdef LoopCore loop = self._loop
         cdef uint8_t* data = loop._data
+        cdef list messages = []  # made first: the collector may let a thread run, which would read on
         cdef ssize_t length = recv(self._descriptor, data, self._read_size, MSG_DONTWAIT)
         cdef Py_ssize_t used
         if length <= 0:
@@ -155,7 +156,6 @@ cdef class LinkCore:
             self._read_size = READ_SIZE
         self.heard_at = loop.now
         self._session.bytes_in += length
-        cdef list messages = []
         used = self.parse(data, length, messages)
         if used < length:
             self.usual = False  # before a thread has these messages, and reads on
@@ -297,7 +297,10 @@ cdef class LinkCore:
             self._bury()
         else:
             sent = send(self._descriptor, chunk.data, chunk.size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            self.note_sent(chunk, sent, errno)
+            error = errno
+            self.sending = True  # until the rest is noted: the collector may run others
+            self.note_sent(chunk, sent, error)
+            self.end_sending()
 
     cdef note_sent(self, Chunk* chunk, ssize_t sent, int error):
         if sent < 0:

@@ -130,7 +130,7 @@ class Connection(LinkCore):
 
     def on_ready(self, events: int) -> None:
         """The socket is ready."""
-        if self.is_lent:  # an error, or a hang-up: the thread has it too, unless it is busy
+        if events & READ and self.is_lent:  # an error, or a hang-up: the thread has it too, unless it is busy
             self.recall()
             if self.is_lent:
                 events &= ~READ

@@ -332,6 +332,37 @@ def test_two_threads_take_the_messages_of_one_mailbox(serve: Serve) -> None:
     assert taken.empty()
 
 
+def test_one_thread_takes_the_messages_of_two_connections(serve: Serve) -> None:
+    """It carries them from one to the other, and waits for each in turn."""
+    ends: list[Any] = []
+
+    class End(WebsocketsCtrlBase):
+        runs_on = "thread"
+
+        def on_thread_start(self) -> None:
+            ends.append(self)
+            if len(ends) == 1:
+                self.wait_stop()
+                return
+            while not any(end.should_stop() for end in ends):
+                for here, there in (ends, reversed(ends)):
+                    while (message := here.pop_in_message(0.005)) is not None:
+                        there.push_out_message(message)
+
+    site = serve(End)
+    with RawClient(site.port) as left:
+        eventually(lambda: len(ends) == 1)
+        with RawClient(site.port) as right:
+            for number in range(20):
+                left.send(texts(f"a {number}", f"b {number}"))
+                right.send(texts(f"c {number}"))
+                right.expect(f"a {number}")
+                right.expect(f"b {number}")
+                left.expect(f"c {number}")
+            left.send_frame(PING, "p")
+            assert left.receive_frame().opcode == PONG
+
+
 def test_pop_with_a_timeout(serve: Serve) -> None:
     """Not before its time, and what comes later is still there."""
     waits: list[float] = []
@@ -362,6 +393,7 @@ def test_pop_with_a_timeout(serve: Serve) -> None:
 def test_a_handler_that_takes_no_more_holds_up_its_client_only(serve: Serve) -> None:
     """Its mailbox is full, and TCP pushes back; pings are read until then."""
     release = threading.Event()
+    sizes: list[int] = []
 
     class TakesOne(WebsocketsCtrlBase):
         runs_on = "thread"
@@ -370,6 +402,9 @@ def test_a_handler_that_takes_no_more_holds_up_its_client_only(serve: Serve) -> 
             assert self.pop_in_message(None) == "one"
             self.push_out_message("got one")
             assert release.wait(PATIENCE)
+            incoming = self._krait.incoming
+            assert incoming is not None
+            sizes.append(len(incoming))
             count = 0
             while self.pop_in_message(None) != "last":
                 count += 1
@@ -387,6 +422,7 @@ def test_a_handler_that_takes_no_more_holds_up_its_client_only(serve: Serve) -> 
             client.send(rest + texts("last"))
             client.expect(str(sent))
             client.expect_close(1000)
+        assert 50 <= sizes[0] <= 50 + 17  # its limit, and what one read gave
     finally:
         release.set()
 
@@ -425,15 +461,29 @@ def test_a_handler_that_begins_to_use_gevent(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("state", ["waiting", "busy"])
-def test_a_silent_peer_is_lost_whoever_has_the_connection(serve: Serve, noted: type[Noted], state: str) -> None:
-    site = serve(noted, ping_interval=0.2, ping_timeout=0.2)
-    with RawClient(site.port) as client:
-        controller = first(noted)
-        bring_to(state, client, controller)
-        for _ in range(2):  # it is pinged, and lives while it answers
+def test_a_peer_that_answers_pings_lives(serve: Serve, noted: type[Noted], state: str) -> None:
+    """Whoever has the connection when they come."""
+    with RawClient(serve(noted, ping_interval=0.2, ping_timeout=PATIENCE).port) as client:
+        client.send(texts("one", state))
+        awaited = {"one"} if state == "busy" else {"one", state}
+        pings = 0
+        while awaited or pings < 3:
             received = client.receive_frame()
-            assert received.opcode == PING
-            client.send_frame(PONG, received.payload)
+            if received.opcode == PING:
+                client.send_frame(PONG, received.payload)
+                pings += 1
+            else:
+                awaited.remove(received.payload.decode())
+        eventually(lambda: first(noted).latency is not None)
+        assert first(noted).close_code is None
+        first(noted).go_on.set()
+
+
+@pytest.mark.parametrize("state", ["waiting", "busy"])
+def test_a_silent_peer_is_lost(serve: Serve, noted: type[Noted], state: str) -> None:
+    with RawClient(serve(noted, ping_interval=0.2, ping_timeout=0.2).port) as client:
+        controller = first(noted)
+        client.send(texts("one", state))
         eventually(lambda: controller.close_code == 1006)
         controller.go_on.set()
         eventually(controller.returned.is_set)
