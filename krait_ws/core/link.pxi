@@ -286,6 +286,7 @@ cdef class LinkCore:
         """Sends a chunk; from the thread that the connection is lent to, others may run meanwhile."""
         cdef ssize_t sent
         cdef int error
+        self._session.bytes_out += chunk.size
         if is_own:
             self.sending = self._is_away = True
             with nogil:
@@ -303,14 +304,14 @@ cdef class LinkCore:
             self.end_sending()
 
     cdef note_sent(self, Chunk* chunk, ssize_t sent, int error):
-        if sent < 0:
-            if error != EAGAIN and error != EINTR:
-                self.usual = self.writable = False
-                self._loop.call(self._gone)
-                return
-            sent = 0
-        self._session.bytes_out += sent
-        if sent < chunk.size:
+        """What the socket did not take. All was counted before it was sent: who has it may ask for the count."""
+        cdef bint is_lost = sent < 0 and error != EAGAIN and error != EINTR
+        sent = max(sent, 0)
+        self._session.bytes_out -= chunk.size - sent
+        if is_lost:
+            self.usual = self.writable = False
+            self._loop.call(self._gone)
+        elif sent < chunk.size:
             if chunk.owner is NULL:
                 self._unsent = memoryview(PyBytes_FromStringAndSize(<char*>chunk.data + sent, chunk.size - sent))
             else:
@@ -421,6 +422,7 @@ cdef class LinkCore:
         self._waiting = self._is_away = True
         if chunk.size:
             self.sending = True  # else it may be the loop that sends
+            self._session.bytes_out += chunk.size
         self._turn += 1
         with nogil:
             uses_door = self.chooses_door(krait_leave(&self._place))

@@ -152,13 +152,18 @@ def test_without_more_threads_those_that_are_there_do_it(monkeypatch: pytest.Mon
 
 @own_thread
 def test_one_that_still_runs_at_the_end_is_left_alone() -> None:
-    gate = threading.Event()
+    gate, runs = threading.Event(), threading.Event()
+
+    def script() -> None:
+        runs.set()
+        gate.wait(DEADLINE)
+
     with new_loop() as loop:
         workers = Workers(loop, 4, DEADLINE)
         workers.start()
         done: list[Outcome] = []
-        workers.submit(lambda: gate.wait(DEADLINE), done.append)
-        spin(lambda: workers.is_busy, "it runs")
+        workers.submit(script, done.append)
+        spin(runs.is_set, "it runs")
         workers.close(0.05)
         assert workers.size == 1
     gate.set()
