@@ -150,14 +150,14 @@ COLUMNS = ("msgs_per_s", "handshakes_per_s", "rss_kb_per_conn", "p50_us", "p99_u
 # ---- what is needed
 
 
-def compile_load():
-    """The path of wsload, compiled when its source is newer."""
+def compiled(name):
+    """The path of a program of C here, compiled when its source is newer."""
     VENV.mkdir(parents=True, exist_ok=True)
-    load = VENV / "krait-wsload"
-    source = HERE / "wsload.c"
-    if not load.exists() or load.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", load, source], check=True)
-    return load
+    program = VENV / f"krait-{name}"
+    source = HERE / f"{name}.c"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", program, source], check=True)
+    return program
 
 
 def peer_python():
@@ -196,6 +196,9 @@ class Server:
         if (HERE / "peers" / f"{name}.py").exists():
             self.path = "/"
             command = [peer_python(), HERE / "peers" / f"{name}.py", self.port]
+        elif (HERE / f"{name}.c").exists():
+            self.path = "/"
+            command = [compiled(name), self.port]
         else:
             self.path = f"/{name}"
             command = [sys.executable, "-m", "krait_ws", "serve", HERE / "site", "--port", self.port, *options]
@@ -236,7 +239,7 @@ class Server:
 
 
 def load_command(mode, server, path, arguments, seconds):
-    command = [compile_load(), mode, "127.0.0.1", server.port, path, *arguments, seconds]
+    command = [compiled("wsload"), mode, "127.0.0.1", server.port, path, *arguments, seconds]
     if mode == "echo" and arguments[2] > 10000:
         command.append("binary")
     return [str(part) for part in command]
@@ -499,7 +502,7 @@ def main():
     for name, why in skipped.items():
         print(f"skipped: {name}: {why}", file=sys.stderr)
     wanted = [case for case in wanted if case.name not in skipped]
-    compile_load()
+    compiled("wsload")
     peers = peer_python()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored in the background

@@ -4,8 +4,9 @@
     python benchmarks/where.py [--connections 1,100,1000,9000] [--seconds 2] [--rounds 3]
 
 The CPU time of a server for an echo of 32 bytes with 1 message in flight on each connection, and the kernel's part of
-it: for each ``runs_on``, with the compiled core and with the one in Python. The median of the rounds. Beside it what
-can be timed alone: the two system calls of an echo, and a switch to another greenlet or thread and back.
+it: for each ``runs_on``, with the compiled core and with the one in Python, and for ``floor.c``, which does the least that
+an echo takes. The median of the rounds. Beside it what can be timed alone: the two system calls of an echo, and a
+switch to another greenlet or thread and back.
 """
 
 import argparse
@@ -117,14 +118,13 @@ def main():
     print("µs of CPU a message, and of them in the kernel\n")
     print("| core | runs_on | " + " | ".join(f"{count:,} connections" for count in counts) + " |")
     print("| --- | --- |" + " ---: |" * len(counts))
-    for is_pure in (False, True):
-        for name in KRAIT:
-            cells = []
-            for count in counts:
-                runs = [cost(name, count, arguments.seconds, is_pure=is_pure) for _ in range(arguments.rounds)]
-                cells.append("{:.1f} ({:.1f})".format(*map(statistics.median, zip(*runs, strict=True))))
-            core = "pure" if is_pure else "compiled"
-            print(f"| {core} | {name} | " + " | ".join(cells) + " |", flush=True)
+    rows = [("floor.c", "floor"), *(("compiled", name) for name in KRAIT), *(("pure", name) for name in KRAIT)]
+    for core, name in rows:
+        cells = []
+        for count in counts:
+            runs = [cost(name, count, arguments.seconds, is_pure=core == "pure") for _ in range(arguments.rounds)]
+            cells.append("{:.1f} ({:.1f})".format(*map(statistics.median, zip(*runs, strict=True))))
+        print(f"| {core} | {name if name in KRAIT else ''} | " + " | ".join(cells) + " |", flush=True)
     receive, send = system_calls()
     print(f"\nAlone, µs: recv_into {receive:.1f}, send {send:.1f}; there and back: ", end="")
     print(f"greenlet {greenlet_switches():.1f}, thread {thread_switches():.1f}")
