@@ -4,8 +4,8 @@
     python benchmarks/where.py [--connections 1,100,1000,9000] [--seconds 2] [--rounds 3]
 
 The CPU time of a server for an echo of 32 bytes with 1 message in flight on each connection, and the kernel's part of
-it: for each ``runs_on``, with the compiled core and with the one in Python, and for ``floor.c``, which does the least that
-an echo takes. The median of the rounds. Beside it what can be timed alone: the two system calls of an echo, and a
+it: for each ``runs_on``, with the compiled core and with the one in Python, and for ``floor.c``, which does the least
+that an echo takes. The median of the rounds. Beside it what can be timed alone: the two system calls of an echo, and a
 switch to another greenlet or thread and back.
 """
 
