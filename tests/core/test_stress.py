@@ -90,7 +90,7 @@ class Speaker:
 
     def __init__(self, port: int, seed: int) -> None:
         self.random = random.Random(seed)
-        self.client = RawClient(port, receive_buffer=self.random.choice([4096, None, None]))
+        self.client = RawClient(port, receive_buffer=self.random.choice([4096, None, None]), timeout=3 * PATIENCE)
         self.answers: list[str | bytes] = []
         self.pings: list[bytes] = []
         self.stream = self.frames()
@@ -190,7 +190,8 @@ def test_everything_at_once(serve: Serve, seed: int, poller: str) -> None:
     class Members(Fickle):
         members: set[Any] = set()  # noqa: RUF012
 
-    site = serve(Members, poller=poller, max_out_messages=40, max_in_messages=60, push_timeout=PATIENCE)
+    limits = {"max_out_messages": 40, "max_in_messages": 60, "push_timeout": 120, "handshake_timeout": 120}
+    site = serve(Members, poller=poller, **limits)
     over = threading.Event()
 
     def push_from_elsewhere(name: str) -> None:
