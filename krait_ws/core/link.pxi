@@ -26,7 +26,7 @@ cdef extern from "system.h":
         unsigned int state
     void krait_drop_held(Held*) nogil
     int krait_hold(Held*, const uint8_t*, size_t, size_t) nogil
-    ssize_t krait_gather(int, double, size_t, bint, uint8_t**, Held*, size_t*, int*) nogil
+    ssize_t krait_gather(int, double, size_t, bint, uint8_t**, Held*, size_t*, double*, int*) nogil
     void krait_mask(const uint8_t*, const uint8_t*, uint8_t*, size_t) nogil
     size_t krait_head(uint8_t*, int, size_t) nogil
     double krait_now() nogil
@@ -436,7 +436,15 @@ cdef class LinkCore:
             if sent == chunk.size and not self._wants_flush:
                 data = <uint8_t*>alloca(OWN_READ_SIZE)  # touched only by what comes: not a page more while it waits
                 length = krait_gather(
-                    self._descriptor, seconds, self.max_size, self._reads_much, &data, &self._held, &taken, &result
+                    self._descriptor,
+                    seconds,
+                    self.max_size,
+                    self._reads_much,
+                    &data,
+                    &self._held,
+                    &taken,
+                    &self.heard_at,
+                    &result,
                 )
             if uses_door:
                 krait_enter(&self._place)
@@ -452,9 +460,7 @@ cdef class LinkCore:
             if self._doomed is not None:
                 self._bury()
                 return True
-            if taken:
-                self.heard_at = self._left_at
-                self._session.bytes_in += taken
+            self._session.bytes_in += taken
             if result == KRAIT_READY:
                 self.take_own(data, length)
             if self._lent and result != KRAIT_TIMEOUT:

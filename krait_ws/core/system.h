@@ -312,10 +312,10 @@ static int krait_prepare(void) {
  * Waits for a socket and reads it, until there is more than a part of one usual frame.
  *
  * place: in, room for KRAIT_OWN_READ bytes; out, what is to be looked at: there, or all that is held.
- * taken: bytes that were read. result: how the last wait ended. Returns what the last read did: bytes, 0 for the end of
+ * taken: bytes that were read. heard_at: when the last of them came. result: how the last wait ended. Returns what the last read did: bytes, 0 for the end of
  * the stream, below 0 for an error. */
 static ssize_t krait_gather(int descriptor, double seconds, size_t most, int reads_much, uint8_t **place, Held *held,
-                            size_t *taken, int *result) {
+                            size_t *taken, double *heard_at, int *result) {
     uint8_t *room = *place;
     double until = seconds > 0 ? krait_now() + seconds : seconds;
     for (;;) {
@@ -337,6 +337,7 @@ static ssize_t krait_gather(int descriptor, double seconds, size_t most, int rea
         if (length <= 0) return length;
         size = (size_t)length;
         *taken += size;
+        *heard_at = krait_now();        /* a slow peer is none that is silent */
         if (*place == held->data) size = held->size += (size_t)length;
         if (krait_hold(held, *place, size, most) <= 0) return length;
     }

@@ -276,3 +276,19 @@ def test_what_comes_after_the_end_is_no_message() -> None:
         assert held_up_while_it_tells(made, meanwhile).result(DEADLINE) is None
         turns()
         assert made.puppet.do(made.puppet.pop_in_message) is None
+
+
+@own_thread
+def test_a_part_of_a_message_is_heard_when_it_comes() -> None:
+    """Failed: a peer that took longer for a message than for the pings in its time was lost."""
+    with new_loop() as loop, bench(loop) as made:
+        stream = texts("x" * 5000)
+        popped = made.begin_pop()
+        for start in range(0, len(stream) - 1, 1000):
+            before = made.connection.heard_at
+            made.peer.sendall(stream[start : min(start + 1000, len(stream) - 1)])
+            spin(lambda before=before: made.connection.heard_at > before, "the part is heard")
+        assert not popped.done()
+        made.peer.sendall(stream[-1:])
+        spin(popped.done, "the message")
+        assert popped.result() == "x" * 5000
