@@ -33,7 +33,6 @@ cdef extern from "system.h":
     int KRAIT_READY, KRAIT_TIMEOUT, KRAIT_SIGNAL
     int OWN_READ_SIZE "KRAIT_OWN_READ"
     bint krait_prepare()
-    void krait_block_signal()
     int KRAIT_INTERRUPTED
     void krait_enter(unsigned long*) nogil
     bint krait_leave(unsigned long*) nogil
@@ -41,7 +40,8 @@ cdef extern from "system.h":
     int krait_wait_readable(int, double) nogil
     ssize_t recv(int, void*, size_t, int) nogil
     ssize_t send(int, const void*, size_t, int) nogil
-    int MSG_DONTWAIT, MSG_NOSIGNAL
+    int shutdown(int, int) nogil
+    int MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_RDWR
     ctypedef unsigned long pthread_t
     pthread_t pthread_self() nogil
     int pthread_kill(pthread_t, int) nogil
@@ -114,6 +114,7 @@ cdef class LinkCore:
     cdef public Py_ssize_t max_size, _read_size
     cdef bint _lends, _lent, _is_active, _is_dirty, _wants_flush
     cdef bint _waiting  # its thread waits for the socket
+    cdef bint _is_wanted  # somebody has interrupted that
     cdef bint _is_away  # it is in a call of the system with it
     cdef unsigned long _borrower
     cdef pthread_t _thread
@@ -402,7 +403,6 @@ cdef class LinkCore:
         chunk.data = NULL
         chunk.owner = NULL
         chunk.size = 0
-        krait_block_signal()
         if not self._lent:
             self._lent = True
             self._borrower = PyThread_get_thread_ident()
@@ -448,7 +448,7 @@ cdef class LinkCore:
                 )
             if uses_door:
                 krait_enter(&self._place)
-        self._waiting = self._is_away = False
+        self._waiting = self._is_away = self._is_wanted = False
         self._turn += 1
         self._left_at = krait_now()
         try:
@@ -595,7 +595,9 @@ cdef class LinkCore:
     cdef interrupt(self):
         """There is something to look at besides the socket."""
         if self._waiting:
+            self._is_wanted = True
             pthread_kill(self._thread, KRAIT_SIGNAL)
+            self._loop._note_active(self)  # which does it again, should it have come just before the wait
 
     def recall(self):
         """The loop wants to read on."""
@@ -610,7 +612,7 @@ cdef class LinkCore:
             self._lent = False
             return False
         self._doomed = sock
-        self.interrupt()
+        shutdown(self._descriptor, SHUT_RDWR)  # wakes it for sure
         return True
 
     cdef bint tick(self) except -1:
@@ -618,6 +620,9 @@ cdef class LinkCore:
         Returns whether to look again."""
         cdef bint is_same = self._turn == self._seen_turn
         self._seen_turn = self._turn
+        if self._waiting and self._is_wanted:
+            pthread_kill(self._thread, KRAIT_SIGNAL)
+            return True
         if not self._lent or self._sock is None:
             return False
         if self._waiting:

@@ -170,9 +170,9 @@ static inline double krait_now(void) {
 
 /* ---- the wait of a thread for its socket, which another thread can interrupt
  *
- * The signal is blocked in the thread but for the wait itself, so that it is never lost between a look at what has
- * changed and the wait, and never disturbs anybody's system call. Its usual action is to be ignored; who sends it
- * otherwise, for urgent data, has no handler in such a thread. */
+ * The signal's only purpose is to end the wait. One that comes just before the wait is lost, so whoever interrupts goes on
+ * with it until the thread is back. It is sent only to a thread that is on its way into the wait or out of it, and disturbs no
+ * call of anybody else. Its usual action is to be ignored; who has a handler for it, for urgent data, keeps it. */
 enum { KRAIT_SIGNAL = SIGURG };
 enum { KRAIT_READY, KRAIT_TIMEOUT, KRAIT_INTERRUPTED };
 
@@ -189,20 +189,6 @@ static int krait_prepare_signal(void) {
     return sigaction(KRAIT_SIGNAL, &action, NULL) == 0;
 }
 
-static __thread int krait_is_blocked;
-static __thread sigset_t krait_waiting_mask;
-
-/* In the thread that will wait, before anybody may want to interrupt it. */
-static void krait_block_signal(void) {
-    sigset_t mine;
-    if (krait_is_blocked) return;
-    sigemptyset(&mine);
-    sigaddset(&mine, KRAIT_SIGNAL);
-    pthread_sigmask(SIG_BLOCK, &mine, &krait_waiting_mask);
-    sigdelset(&krait_waiting_mask, KRAIT_SIGNAL);
-    krait_is_blocked = 1;
-}
-
 /* Below 0 seconds it waits for as long as it takes. */
 static int krait_wait_readable(int descriptor, double seconds) {
     struct pollfd watched = {.fd = descriptor, .events = POLLIN};
@@ -211,7 +197,7 @@ static int krait_wait_readable(int descriptor, double seconds) {
         timeout.tv_sec = (time_t)seconds;
         timeout.tv_nsec = (long)((seconds - (double)timeout.tv_sec) * 1e9);
     }
-    int ready = ppoll(&watched, 1, seconds >= 0 ? &timeout : NULL, &krait_waiting_mask);
+    int ready = ppoll(&watched, 1, seconds >= 0 ? &timeout : NULL, NULL);
     return ready > 0 ? KRAIT_READY : ready == 0 ? KRAIT_TIMEOUT : KRAIT_INTERRUPTED;
 }
 

@@ -147,11 +147,13 @@ class Loop(LoopCore):
         callbacks, each called by the one before, until it looked at a socket again."""
         calls, self._soon = self._soon, []
         self._scheduled = True
-        self.flush_dirty()
-        self._run(calls)
-        self._scheduled = self._has_more()
-        if self._scheduled and not self._closed:
-            self._async.send()
+        try:
+            self.flush_dirty()
+            self._run(calls)
+        finally:  # also when Ctrl-C comes in the middle
+            self._scheduled = self._has_more()
+            if self._scheduled and not self._closed:
+                self._async.send()
 
     def _has_more(self) -> bool:
         return bool(self._soon) or self.is_dirty
