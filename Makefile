@@ -20,9 +20,12 @@ run: $(VENV)/installed
 test: $(VENV)/installed-tests
 	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
 
-# The same without the compiled core, as where there is no compiler: the tests that know it.
+# The tests of what is built on the core, with the one in Python, as where there is no compiler.
+PURE_TESTS := $(foreach name,controller mailbox rate session streams waiting,tests/test_$(name).py) \
+	tests/core tests/network tests/integration
+
 test-pure: $(VENV)/installed-tests
-	KRAIT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(JOBS) $(or $(TESTS),tests/test_*.py tests/core tests/protocol tests/network tests/integration)
+	KRAIT_PURE_PYTHON=1 $(BIN)/python -m pytest -n $(JOBS) $(or $(TESTS),$(PURE_TESTS))
 
 # The core's tests with every other Python from 3.10 to 3.13 that is on the path or of pyenv.
 test-pythons: $(VENV)/bin/python
