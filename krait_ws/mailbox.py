@@ -243,12 +243,6 @@ class OutMailbox(OutQueue):
             return 0
         return next((count for count, frame in enumerate(self.frames, 1) if frame[0] >= FIN), 0)
 
-    def _has_room_locked(self, size: int) -> bool:
-        # A frame that is larger than the limit passes alone: it could never be sent otherwise.
-        return not self.frames or (
-            len(self.frames) < self.limits.max_out_messages and self._bytes + size <= self.limits.max_out_bytes
-        )
-
     def _append_locked(self, frame: bytes) -> bool:
         """Returns whether the loop must be told."""
         self.frames.append(frame)

@@ -24,7 +24,6 @@ cdef extern from *:
     bint krait_is_ascii(object)
 
 cdef enum:
-    FRAGMENT_BITS = 0x0F
     FIN_BIT = 0x80
     TEXT_OPCODE = 0x1
     BINARY_OPCODE = 0x2
@@ -266,14 +265,16 @@ cdef class OutQueue:
             not self._lock.held
             and not self._closed
             and self._held is None
-            and (
-                PyList_GET_SIZE(self.frames) == 0
-                or (
-                    PyList_GET_SIZE(self.frames) < self._max_messages
-                    and self._bytes + PyBytes_GET_SIZE(frame) <= self._max_bytes
-                )
-            )
+            and self._has_room(PyBytes_GET_SIZE(frame))
         )
+
+    cdef inline bint _has_room(self, Py_ssize_t size):
+        return PyList_GET_SIZE(self.frames) == 0 or (
+            PyList_GET_SIZE(self.frames) < self._max_messages and self._bytes + size <= self._max_bytes
+        )
+
+    def _has_room_locked(self, Py_ssize_t size):
+        return self._has_room(size)
 
     def send(self, message):
         if type(message) is str or type(message) is bytes:

@@ -393,7 +393,7 @@ class OutQueue:
         with self._lock:
             if self._closed:
                 return False
-            room = self._held is None and (not self.frames or self._has_room_locked(len(frame)))
+            room = self._held is None and self._has_room_locked(len(frame))
             if room:
                 self.frames.append(frame)
                 self._bytes += len(frame)

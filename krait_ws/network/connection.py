@@ -73,7 +73,6 @@ class Connection(LinkCore):
         "_deflate",
         "_ending",
         "_hung_up",
-        "_is_plain",
         "_parts",
         "_protocol",
         "_take",
@@ -109,9 +108,9 @@ class Connection(LinkCore):
         self._in_system: int | None = None  # bytes that the system had not sent when it was asked last
         self.max_size = session.config.max_message_size
         # Whole frames may be taken, and sent, as they are; a session that counts or gives pieces must see them itself.
-        self._is_plain = type(sock) is _NativeSocket and deflate is None
-        self.writable = self._is_plain
-        self._takes_usual = self._is_plain and not session.streams and not session.counts
+        is_plain = type(sock) is _NativeSocket and deflate is None
+        self.writable = is_plain
+        self._takes_usual = is_plain and not session.streams and not session.counts
         self._unread = received
         self.usual = self._takes_usual and not received
         sock.setblocking(False)
