@@ -53,8 +53,10 @@ fuzz: $(VENV)/installed-tests
 soak: $(VENV)/installed-tests
 	$(BIN)/python -m tests.client.soak --seconds $(SOAK_SECONDS)
 
+# The table of targets, and its chart. Example: make bench BENCH=--quick
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(BENCH)
+	$(BIN)/python benchmarks/chart.py
 
 install: $(VENV)/installed
 
@@ -62,13 +64,16 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.10 or newer found; name one with PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python setup.cfg setup.py pyproject.toml $(wildcard krait_ws/core/*.p?? krait_ws/core/*.h)
+SOURCES := setup.cfg setup.py pyproject.toml $(wildcard krait_ws/core/*.p?? krait_ws/core/*.h)
+
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/installed-tests: $(VENV)/installed
+# By itself, not on top of the other: each compiles the core.
+$(VENV)/installed-tests: $(VENV)/bin/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@
+	touch $@ $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) .venv-3.* .venv-clients build krait_ws/core/compiled.c krait_ws/core/*.so *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,13 +6,14 @@ import sys
 from setuptools import Extension, setup
 
 CORE = "krait_ws/core"
-PARTS = ("waiting.pxi", "mailboxes.pxi", "link.pxi", "loop.pxi", "system.h")
+PARTS = ("waiting.pxi", "mailboxes.pxi", "link.pxi", "loop.pxi", "frames.h", "door.h", "sockets.h")
 
 compiled = Extension(
     "krait_ws.core.compiled",
     [f"{CORE}/compiled.pyx"],
     depends=[f"{CORE}/{part}" for part in PARTS],
     include_dirs=[CORE],
+    extra_compile_args=["-g0"],  # four fifths of the file would be for debuggers
     optional=True,
 )
 

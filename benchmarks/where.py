@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the microseconds of a message go, and how they grow with the connections.
 
-    python benchmarks/where.py [--connections 1,100,1000,9000] [--seconds 2] [--rounds 3]
+    python benchmarks/where.py [--connections 1,100,1000,10000] [--seconds 2] [--rounds 3]
 
 The CPU time of a server for an echo of 32 bytes with 1 message in flight on each connection, and the kernel's part of
 it: for each ``runs_on``, with the compiled core and with the one in Python, and for ``floor.c``, which does the least
@@ -110,7 +110,7 @@ def thread_switches():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", default="1,100,1000,9000")
+    parser.add_argument("--connections", default="1,100,1000,10000")
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()

@@ -7,12 +7,14 @@ each compression setting among them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from krait_ws.controller import WebsocketsCtrlBase
+from krait_ws.core import post_all
 from krait_ws.protocol.deflate import deflate_shared
 from krait_ws.protocol.frames import BYTES_LIKE, encode_binary, encode_text, payload_of
 from krait_ws.session import Session, send_all
+
+_QUEUED_AT_ONCE = 1000  # without letting another thread have the interpreter
 
 
 def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | bytearray | memoryview) -> int:
@@ -26,7 +28,7 @@ def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | 
 
     Args:
         controllers: Whom to send it to. They are walked through once: a set that other threads change must be copied
-            first, ``list(members)``, under its lock.
+            first, ``list(members)``, under its lock. When walking raises, nobody has the message.
         message: ``str`` is sent as text, bytes-like as binary (copied).
 
     Returns:
@@ -46,23 +48,24 @@ def broadcast(controllers: Iterable[WebsocketsCtrlBase], message: str | bytes | 
         raise TypeError(
             f"a message is str or bytes-like, not {type(message).__name__}: make it one, as with json.dumps"
         )
+    sessions = [controller._krait for controller in controllers]
     size = len(payload_of(frame))
     compressed: dict[int, bytes] = {}
+
+    def own_frame(session: Session) -> bytes:
+        window = session.shared_window
+        if size < session.config.compress_threshold:
+            return frame
+        if window not in compressed:
+            compressed[window] = deflate_shared(frame, window)
+        return compressed[window]
+
     queued = 0
     # The loop is told when all is queued: it would take the interpreter from this thread, and back, with each frame.
-    told: dict[Any, list[Session]] = {}
+    news: list[Session] = []
     try:
-        for controller in controllers:
-            session = controller._krait
-            own = frame
-            if session.shared_window and size >= session.config.compress_threshold:
-                own = compressed.get(session.shared_window) or deflate_shared(frame, session.shared_window)
-                compressed[session.shared_window] = own
-            is_queued, is_news = session.post(own)
-            queued += is_queued
-            if is_news:
-                told.setdefault(session.runtime, []).append(session)
-    finally:  # also when the caller's iterable raises: those that have it would lie there, with all that comes later
-        for sessions in told.values():
-            send_all(sessions)
+        for start in range(0, len(sessions), _QUEUED_AT_ONCE):
+            queued += post_all(sessions[start : start + _QUEUED_AT_ONCE], frame, own_frame, news)
+    finally:  # also when it cannot be compressed: those that have it would lie there, with all that comes later
+        send_all(news)
     return queued

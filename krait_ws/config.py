@@ -167,6 +167,10 @@ class Config:
     dashboard_token: str = _option(
         "", "secret", "Opens metrics and dashboard to who sends it; without one they are for this machine only."
     )
+    linger: int = _option(
+        50, "microseconds", "Time to look for a next message before a sleep, where the last came so soon; 0 for none.",
+        least=0, most=1000,
+    )  # fmt: skip
     poller: str = _option("auto", "choice", "How sockets are watched; auto takes epoll on Linux.", choices=POLLERS)
 
     def __post_init__(self) -> None:

@@ -182,6 +182,7 @@ class OutMailbox(OutQueue):
             else:
                 frames = self._take_some_locked(max_bytes)
             self.taken += sum(frame[0] >= FIN for frame in frames) if self._has_fragments else len(frames)
+            self._has_fragments = bool(self.frames) or self._mid_message
             waiters = self._pushers.take_all_locked()
         wake_all(waiters)
         return frames

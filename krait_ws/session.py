@@ -23,7 +23,7 @@ from gevent.lock import RLock as GreenletReentrantLock
 from greenlet import GreenletExit
 
 from krait_ws.config import DEFAULTS, Config
-from krait_ws.core import SessionCore
+from krait_ws.core import SessionCore, send_posted
 from krait_ws.errors import ConfigError, ThreadLimitError
 from krait_ws.handlers import Handler, new_handler
 from krait_ws.logs import Closed, connection_fields, log_failure
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krait_ws.session")
 
-_SENT_A_TURN = 64  # connections, when a message goes to many: the sockets have their turn in between
+_SENT_A_TURN = 128  # connections, when a message goes to many: the sockets have their turn in between
 
 # A name in logs is no secret; the system's own random numbers cost a call of it each.
 _random = random.Random()
@@ -54,18 +54,24 @@ _LAST_ANSWERS = 0.1
 
 
 def send_all(sessions: list[Session]) -> None:
-    """Tells the loop once that all of these, of one server, have output. Thread: any."""
-    runtime = sessions[0]._runtime
-    assert runtime is not None
+    """Tells the loops, each once, that all of these have output. Thread: any."""
+    servers: dict[Runtime | None, list[Session]] = {}
+    for session in sessions:
+        servers.setdefault(session._runtime, []).append(session)
+    for runtime, members in servers.items():
+        if runtime is not None:
+            runtime.call(partial(_send_some, runtime, members, 0))
+        else:
+            for session in members:  # they are not accepted yet
+                session.outgoing.on_output()
 
-    def send_some(start: int) -> None:
-        for session in sessions[start : start + _SENT_A_TURN]:
-            if session._transport is not None:
-                session._transport.send_now()
-        if start + _SENT_A_TURN < len(sessions):
-            runtime.call(partial(send_some, start + _SENT_A_TURN))
 
-    runtime.call(partial(send_some, 0))
+def _send_some(runtime: Runtime, sessions: list[Session], start: int) -> None:
+    """Sends a turn's worth; the rest has the next one."""
+    end = start + _SENT_A_TURN
+    send_posted(sessions[start:end])
+    if end < len(sessions):
+        runtime.call(partial(_send_some, runtime, sessions, end))
 
 
 class Session(SessionCore):
@@ -102,7 +108,6 @@ class Session(SessionCore):
         "_stop_timer",
         "_stopper",
         "_stream",
-        "_transport",
         "close_code",
         "close_reason",
         "config",
@@ -116,7 +121,6 @@ class Session(SessionCore):
         "opened_at",
         "protocol",
         "request",
-        "shared_window",
         "stopping",
         "streams",
     )
@@ -312,14 +316,6 @@ class Session(SessionCore):
             raise RuntimeError("this controller has no in-queue (use_in_message_queue=False): override on_in_message")
         return self.incoming
 
-    def post(self, frame: bytes) -> tuple[bool, bool]:
-        """Queues a frame that ``send_all`` is to send; see ``OutMailbox.post``."""
-        queued, is_news = self.outgoing.post(frame)
-        if is_news and self._runtime is None:
-            self.outgoing.on_output()
-            is_news = False
-        return queued, is_news
-
     def push_stream(self, chunks: Iterator[Message]) -> bool:
         """See ``WebsocketsCtrlBase.push_out_message``."""
         return push_stream(self.outgoing, chunks, partial(self.end, INTERNAL_ERROR))
@@ -342,11 +338,6 @@ class Session(SessionCore):
                 return False  # its hook cannot wait for a slow consumer, so the producer waits
             return arrivals is None or not arrivals.is_full
         return arrivals is None or arrivals.put(messages, self._wake)
-
-    @property
-    def runtime(self) -> Runtime | None:
-        """The server's loop; ``None`` before it is accepted. Thread: any."""
-        return self._runtime
 
     @property
     def route(self) -> str:
@@ -469,8 +460,7 @@ class Session(SessionCore):
 
     def give_up(self) -> None:
         """The server waits no longer: what still runs is reported, the connection is cut. Thread: the loop."""
-        if not self.is_abandoned:
-            self._abandon_handlers()
+        self._abandon_handlers()
         self.abort()
 
     def wait_ended(self, timeout: float | None) -> bool:
@@ -656,6 +646,9 @@ class Session(SessionCore):
         return self._overrides.delivers and self._started and self.config.runs_on != "loop"
 
     def _abandon_handlers(self) -> None:
+        """Reports them once: the timer and the end of the server may come together."""
+        if self.is_abandoned:
+            return
         self.is_abandoned = self.is_running
         if self.incoming is not None:
             self.incoming.close()  # a hook that is stuck must not hold up a handler that waits for it

@@ -44,8 +44,8 @@ from krait_ws.network.server import Server
 from krait_ws.protocol.frames import FIN, TEXT, Message, payload_of
 from krait_ws.protocol.messages import Piece
 
-DEFAULT_TIMEOUT = 5.0
-"""Seconds that ``expect`` and its kin wait."""
+DEFAULT_TIMEOUT = 20.0
+"""Seconds that ``expect`` and its kin wait: a busy machine makes no test fail, a wrong one fails all the same."""
 
 _MAX_CLIENT_MESSAGE = 64 << 20
 

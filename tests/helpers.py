@@ -52,7 +52,7 @@ class Task:
     def until_blocked(self) -> Task:
         """Returns when the thread has stood still for a while: it waits for something.
 
-        Where the machine is so slow that it only seems to, the test still holds; it merely tries an easier order.
+        On a slow machine it may only seem to. That must merely be an easier order to the test.
         """
         still = 0
         last = None
@@ -132,7 +132,9 @@ def frame(
     head = bytes((first, second)) + (size.to_bytes(width, "big") if width else b"")
     if mask is None:
         return head + payload
-    return head + mask + bytes(byte ^ mask[index & 3] for index, byte in enumerate(payload))
+    key = (mask * (len(payload) // 4 + 1))[: len(payload)]
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
+    return head + mask + masked.to_bytes(len(payload), "big")
 
 
 def close_frame(code: int | None = None, reason: bytes = b"") -> bytes:
@@ -272,6 +274,10 @@ class RecordingTransport:
         if not self.closed:
             self.flush()
             self.closed.append((code, reason))
+
+    def abort(self) -> None:
+        if not self.closed:
+            self.closed.append((1006, ""))
 
     @property
     def messages(self) -> list[str | bytes]:

@@ -22,7 +22,7 @@ from krait_ws.log_output import JsonFormatter, LineWriter, TextFormatter, config
 from krait_ws.logs import Answered, escaped, log_failure, redacted_target, redacted_traceback, secrets_of
 from krait_ws.testing import drive
 from krait_ws.websockets import WebsocketsCtrlBase
-from tests.helpers import http_request, until, upgrade_http_request
+from tests.helpers import DEADLINE, http_request, until, upgrade_http_request
 
 # ---- redaction
 
@@ -203,17 +203,20 @@ class Stream(io.StringIO):
     def __init__(self) -> None:
         super().__init__()
         self.writes = 0
+        self.is_asked = threading.Event()  # somebody is about to write
         self.open = threading.Event()
         self.open.set()
 
     def write(self, text: str) -> int:
+        self.is_asked.set()
         assert self.open.wait(20)
         self.writes += 1
         return super().write(text)
 
 
 @pytest.fixture
-def stream() -> Stream:
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    monkeypatch.setattr(log_output, "_FLUSH_TIMEOUT", DEADLINE)  # the writer may be on its way, and be late
     return Stream()
 
 
@@ -266,7 +269,7 @@ def test_nobody_waits_for_a_reader_that_is_stuck(
     logger.info("first")
     handler = logger.handlers[0]
     assert isinstance(handler, LineWriter)
-    until(lambda: not handler._waiting, "the writer is stuck with it")
+    assert stream.is_asked.wait(DEADLINE), "the writer is stuck with it"
     for number in range(250):
         logger.info("%d", number)
     handler.flush()
@@ -303,14 +306,16 @@ def test_a_stream_that_is_closed_harms_nobody(logger: logging.Logger, stream: St
 def test_a_forked_process_has_a_writer_of_its_own() -> None:
     """As a worker has: in a process of its own, because forking one with threads is asking for trouble."""
     script = (
-        "import logging, os, sys, time\n"
+        "import logging, os, time\n"
         "from krait_ws import log_output\n"
         "from krait_ws.config import Config\n"
-        "log_output.configure(Config())\n"
+        "writer = log_output.configure(Config())\n"
         "logging.info('before')\n"  # the child takes nothing of it with it
         "if os.fork() == 0:\n"
         "    logging.info('child')\n"
-        "    time.sleep(0.5)\n"
+        "    while writer._waiting:\n"  # its thread takes it
+        "        time.sleep(0.01)\n"
+        "    writer._output.acquire()\n"  # and has written it
         "    os._exit(0)\n"
         "os.wait()\n"
         "logging.info('parent')\n"

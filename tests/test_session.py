@@ -332,7 +332,10 @@ def test_a_handler_that_leaves_with_sys_exit_has_ended(caplog: pytest.LogCapture
     assert not caplog.records
 
 
-def test_a_handler_that_does_not_end_is_abandoned_and_logged_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_given_up", [False, True], ids=["by the timer first", "by the server first"])
+def test_a_handler_that_does_not_end_is_abandoned_and_logged_with_its_stack(
+    caplog: pytest.LogCaptureFixture, is_given_up: bool
+) -> None:
     class StuckInHere(Stuck):
         def on_thread_start(self) -> None:
             self.this_is_where_it_is_stuck()
@@ -345,8 +348,12 @@ def test_a_handler_that_does_not_end_is_abandoned_and_logged_with_its_stack(capl
     run.session.end(1001)
     run.loop.run()
     assert [seconds for seconds, _ in run.loop.timers] == [3]
+    if is_given_up:
+        run.session.give_up()
     run.loop.fire_timers()
     [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    run.session.give_up()  # the server ends just then
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == [record], "once"
     assert run.controller.id in record.getMessage()
     assert "StuckInHere" in record.getMessage()
     assert "this_is_where_it_is_stuck" in record.getMessage()

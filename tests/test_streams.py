@@ -153,15 +153,17 @@ def test_a_push_that_waits_for_room_comes_behind_a_stream_that_begins_meanwhile(
 
 def test_two_streams_come_one_after_the_other() -> None:
     mailbox = OutMailbox(Config())
-    go = Signal()
+    begun, go = Signal(), Signal()
 
     def slow() -> Iterator[str]:
         yield "a"
+        begun.set()
         yield "b"
         go.wait(DEADLINE)
         yield "c"
 
-    first = Task(lambda: push_stream(mailbox, slow())).until_blocked()
+    first = Task(lambda: push_stream(mailbox, slow()))
+    assert begun.wait(DEADLINE)
     second = Task(lambda: push_stream(mailbox, iter("xyz"))).until_blocked()
     go.set()
     assert first.result() is True
@@ -180,15 +182,16 @@ def test_the_end_of_the_connection_ends_a_stream_and_what_waits_behind_it() -> N
 
 
 def test_a_push_that_waits_behind_a_stream_goes_through_when_it_ends() -> None:
-
     mailbox = OutMailbox(Config(max_out_messages=2))
-    go = Signal()
+    begun, go = Signal(), Signal()
 
     def slow() -> Iterator[str]:
         yield "a"
+        begun.set()
         go.wait(DEADLINE)
 
-    streaming = Task(lambda: push_stream(mailbox, slow())).until_blocked()
+    streaming = Task(lambda: push_stream(mailbox, slow()))
+    assert begun.wait(DEADLINE)
     pushing = Task(lambda: [mailbox.push(encode_text(str(number))) for number in range(3)]).until_blocked()
     go.set()
     assert streaming.result() is True

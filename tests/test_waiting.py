@@ -11,7 +11,7 @@ import gevent
 import pytest
 
 from krait_ws.waiting import Signal, Waiters, may_wait, new_lock, new_reentrant_lock, wake_all
-from tests.helpers import DEADLINE, Task, own_thread
+from tests.helpers import DEADLINE, Task, own_thread, until
 
 
 def as_thread(function: Callable[[], Any]) -> Any:
@@ -155,15 +155,20 @@ def test_a_wait_that_a_timeout_of_gevent_interrupts_leaves_nothing_behind() -> N
 def test_waiters_are_woken_in_the_order_of_their_coming() -> None:
     lock = threading.Lock()
     waiters = Waiters()
+    came: list[int] = []
     order: list[int] = []
 
     def wait(number: int) -> None:
         with lock:
             waiter = waiters.add_locked()
+            came.append(number)
         assert waiter.wait(DEADLINE)
         order.append(number)
 
-    tasks = [Task(lambda number=number: wait(number)).until_blocked() for number in range(3)]
+    tasks = []
+    for number in range(3):
+        tasks.append(Task(lambda number=number: wait(number)))
+        until(lambda: len(came) == number + 1, "it waits")  # noqa: B023  called at once
     for task in tasks:
         with lock:
             (waiter,) = waiters.take_locked(1)

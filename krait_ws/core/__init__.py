@@ -29,4 +29,6 @@ OutQueue = core.OutQueue
 SessionCore = core.SessionCore
 Waiter = core.Waiter
 Waiters = core.Waiters
+post_all = core.post_all
+send_posted = core.send_posted
 wake_all = core.wake_all

@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 
-cdef extern from "system.h":
+cdef extern from "sockets.h":
     ctypedef union epoll_data_t:
         int fd
     struct epoll_event:
@@ -22,9 +22,9 @@ cdef extern from "system.h":
     long long krait_frame(const uint8_t*, size_t, size_t, Frame*) nogil
     ctypedef struct Held:
         uint8_t* data
-        size_t size, capacity, checked
-        unsigned int state
+        size_t size, capacity
     void krait_drop_held(Held*) nogil
+    bint krait_grow_held(Held*) nogil
     int krait_hold(Held*, const uint8_t*, size_t, size_t) nogil
     ssize_t krait_gather(int, double, size_t, bint, uint8_t**, Held*, size_t*, double*, int*) nogil
     void krait_mask(const uint8_t*, const uint8_t*, uint8_t*, size_t) nogil
@@ -38,6 +38,11 @@ cdef extern from "system.h":
     bint krait_leave(unsigned long*) nogil
     void krait_fence() nogil
     int krait_wait_readable(int, double) nogil
+    ctypedef struct Linger:
+        int left
+    bint krait_may_linger(Linger*)
+    bint krait_linger(Linger*, int, int, double, const bint*) nogil
+    int FIRST_PAUSE "KRAIT_FIRST_PAUSE"
     ssize_t recv(int, void*, size_t, int) nogil
     ssize_t send(int, const void*, size_t, int) nogil
     int shutdown(int, int) nogil
@@ -56,7 +61,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     READ_SIZE = 16 * 1024
-    SMALL_READ = 4 * 1024
     JOIN_SIZE = 64 * 1024
     MOST_FRAMES = 256  # in one turn
 
@@ -95,7 +99,39 @@ cdef class SessionCore:
     cdef public bint _ended, _delivers_on_loop
     cdef public InQueue arrivals
     cdef public OutQueue outgoing
-    cdef public object _context, _hook, _in_lock, _rest, _wake
+    cdef public object _context, _hook, _in_lock, _rest, _wake, _transport
+    cdef public int shared_window
+
+
+def post_all(list sessions, bytes frame, own_frame, list news):
+    cdef Py_ssize_t queued = 0
+    cdef SessionCore session
+    cdef OutQueue outgoing
+    cdef bytes own
+    for item in sessions:
+        session = item
+        own = own_frame(session) if session.shared_window else frame
+        outgoing = session.outgoing
+        if not outgoing._takes(own):
+            queued += bool(outgoing.push_with_care(own, may_block=False))
+            continue
+        outgoing._append(own)
+        queued += 1
+        if not outgoing._signalled:
+            outgoing._signalled = True
+            news.append(session)
+    return queued
+
+
+def send_posted(list sessions):
+    cdef SessionCore session
+    for item in sessions:
+        session = item
+        transport = session._transport
+        if isinstance(transport, LinkCore):
+            (<LinkCore>transport).send_now()
+        elif transport is not None:
+            transport.send_now()
 
 
 cdef class LinkCore:
@@ -111,7 +147,7 @@ cdef class LinkCore:
     cdef public bint usual  # whole frames may come, and are messages
     cdef public bint writable  # frames may go out as they are
     cdef public bint sending  # the loop has frames in its hands that have not gone yet
-    cdef public Py_ssize_t max_size, _read_size
+    cdef public Py_ssize_t max_size
     cdef bint _lends, _lent, _is_active, _is_dirty, _wants_flush
     cdef bint _waiting  # its thread waits for the socket
     cdef bint _is_wanted  # somebody has interrupted that
@@ -124,9 +160,10 @@ cdef class LinkCore:
     cdef int _quick_turns
     cdef unsigned long _place  # at the interpreter's door
     cdef int _misses, _detour, _next_detour  # turns that it takes without it
+    cdef Linger _linger
     cdef object _doomed
     cdef Held _held
-    cdef bint _reads_much  # the last read filled its room
+    cdef Py_ssize_t _last_frame  # bytes; the next is likely to be as large
 
     def __dealloc__(self):
         krait_drop_held(&self._held)
@@ -147,24 +184,46 @@ cdef class LinkCore:
         cdef LoopCore loop = self._loop
         cdef uint8_t* data = loop._data
         cdef list messages = []  # made first: the collector may let a thread run, which would read on
-        cdef ssize_t length = recv(self._descriptor, data, self._read_size, MSG_DONTWAIT)
-        cdef Py_ssize_t used
+        cdef Py_ssize_t size = READ_SIZE
+        cdef Py_ssize_t had = self._held.size
+        cdef ssize_t length
+        if had:
+            if not krait_grow_held(&self._held):
+                raise MemoryError
+            data = self._held.data
+            size = min(<Py_ssize_t>self._held.capacity - had, loop.buffer_size)
+        elif self._last_frame > READ_SIZE:
+            size = loop.buffer_size
+        length = recv(self._descriptor, data + had, size, MSG_DONTWAIT)
         if length <= 0:
             if length == 0 or (errno != EAGAIN and errno != EINTR):
                 self._gone()
             return
-        if length < SMALL_READ:
-            self._read_size = READ_SIZE
         self.heard_at = loop.now
         self._session.bytes_in += length
-        used = self.parse(data, length, messages)
-        if used < length:
-            self.usual = False  # before a thread has these messages, and reads on
-            rest = PyBytes_FromStringAndSize(<char*>data + used, length - used)
+        self.take_apart(data, had + length, messages)
         if messages and not self.deliver(messages):
             self._pause_reading()
-        if used < length:
-            self._receive(rest)
+        if self._unread:
+            self._receive_unread()
+
+    cdef take_apart(self, uint8_t* data, Py_ssize_t length, list messages):
+        """Parses what has been read, behind what is held or by itself, and holds the part of a frame at its end. Before
+        others run: whoever reads the socket now reads what comes behind this."""
+        cdef Py_ssize_t used
+        cdef int held
+        if data == self._held.data:
+            self._held.size = length
+        used = self.parse(data, length, messages)
+        if used == length:
+            if self._held.data is not NULL:
+                krait_drop_held(&self._held)
+            return
+        held = krait_hold(&self._held, data + used, length - used, self.max_size)
+        if held == 0:
+            self.put_back(data + used, length - used)
+        elif held < 0:
+            self.put_back(self._held.data, self._held.size)
 
     cdef Py_ssize_t parse(self, uint8_t* data, Py_ssize_t length, list messages) except -1:
         """Returns the place of the first byte that is not usual."""
@@ -191,6 +250,7 @@ cdef class LinkCore:
             messages.append(item)
             at += whole
             count += 1
+            self._last_frame = whole
         return at
 
     cdef bint deliver(self, list messages) except -1:
@@ -371,6 +431,7 @@ cdef class LinkCore:
     def lend(self):
         """From now on the thread that takes its messages may read them."""
         self._lends = can_lend and self._loop._epoll >= 0
+        self._linger.left = FIRST_PAUSE  # most connections never have so much to say
         self._session.arrivals.link = self
 
     cdef inline bint is_lent_to_caller(self):
@@ -400,6 +461,8 @@ cdef class LinkCore:
         cdef OutQueue outgoing = self._session.outgoing
         cdef bint uses_door
         cdef bint is_look = False
+        cdef bint is_alone, lingers
+        cdef double until
         chunk.data = NULL
         chunk.owner = NULL
         chunk.size = 0
@@ -418,6 +481,10 @@ cdef class LinkCore:
             is_look = True  # there is room for them now
         if is_look:
             seconds = 0
+        until = krait_now() + seconds if seconds > 0 else seconds
+        # Several threads that linger would keep each other from the processor, and those who sleep from their turn.
+        is_alone = PyList_GET_SIZE(self._loop._active) <= self._is_active
+        lingers = self._loop.linger and seconds != 0 and is_alone and krait_may_linger(&self._linger)
         self._thread = pthread_self()
         self._waiting = self._is_away = True
         if chunk.size:
@@ -434,12 +501,20 @@ cdef class LinkCore:
                     krait_fence()
             # What others push meanwhile is the loop's to send; it may have found this thread sending, and left it to it.
             if sent == chunk.size and not self._wants_flush:
-                data = <uint8_t*>alloca(OWN_READ_SIZE)  # touched only by what comes: not a page more while it waits
+                if lingers and krait_linger(
+                    &self._linger, self._loop.linger, self._descriptor, until, &self._is_wanted
+                ):
+                    result = KRAIT_READY
+                elif not self._is_wanted:
+                    result = krait_wait_readable(self._descriptor, until)
+            if result == KRAIT_READY:
+                # Not before: what it calls would lie below, and take a page more of the stack while it waits.
+                data = <uint8_t*>alloca(OWN_READ_SIZE)
                 length = krait_gather(
                     self._descriptor,
-                    seconds,
+                    until,
                     self.max_size,
-                    self._reads_much,
+                    self._last_frame > OWN_READ_SIZE,
                     &data,
                     &self._held,
                     &taken,
@@ -463,7 +538,7 @@ cdef class LinkCore:
             self._session.bytes_in += taken
             if result == KRAIT_READY:
                 self.take_own(data, length)
-            if self._lent and result != KRAIT_TIMEOUT:
+            if self._lent and (is_look or result != KRAIT_TIMEOUT):
                 self._loop._note_active(self)  # whatever it has got to do, it may be away for long
             outgoing._wake_pushers()
         finally:
@@ -500,30 +575,16 @@ cdef class LinkCore:
         return self._quick_turns >= QUICK_AFTER
 
     cdef take_own(self, uint8_t* data, ssize_t length):
-        """What has been read, behind what is held or by itself."""
+        """What has been read."""
         cdef SessionCore session = self._session
-        cdef Py_ssize_t used
-        cdef Py_ssize_t end
-        cdef int held
         cdef list messages = []
         if length <= 0:
             self.usual = False  # the loop finds the same and knows what to do
             self.give_back()
             return
-        end = self._held.size if data == self._held.data else length
-        used = self.parse(data, end, messages)
-        if used == end:
-            krait_drop_held(&self._held)
-        else:
-            # Before others run: whoever reads the socket now would read what comes behind this.
-            held = krait_hold(&self._held, data + used, end - used, self.max_size)
-            if held == 0:
-                self.put_back(data + used, end - used)
-            elif held < 0:
-                self.put_back(self._held.data, self._held.size)
+        self.take_apart(data, self._held.size if data == self._held.data else length, messages)
         if messages and not session.arrivals._closed:
             session.messages_in += PyList_GET_SIZE(messages)
-            self._reads_much = used >= OWN_READ_SIZE
             self._answers = 1
             wake_all(session.arrivals._append(messages))
         if self._unread:
@@ -610,6 +671,7 @@ cdef class LinkCore:
         """A socket may not be closed while a thread waits for it: then it closes it. Returns whether it does."""
         if not self._is_away:
             self._lent = False
+            krait_drop_held(&self._held)
             return False
         self._doomed = sock
         shutdown(self._descriptor, SHUT_RDWR)  # wakes it for sure

@@ -29,13 +29,17 @@ cdef class LoopCore:
     cdef public object in_hook
     cdef public double now
     cdef public bint _scheduled
+    cdef public bint _woken  # another thread has something for the loop
     cdef readonly bytearray buffer
+    cdef readonly Py_ssize_t buffer_size
     cdef uint8_t* _data
     cdef list _dirty  # connections with something to send
     cdef list _active  # connections that are lent to threads which got a message lately
     cdef bint _ticks
     cdef unsigned long _thread
-    cdef int _epoll
+    cdef int _epoll, _hub_descriptor
+    cdef public int linger  # microseconds
+    cdef Linger _pauses
     cdef epoll_event* _events
 
     def __cinit__(self, *_, **__):
@@ -49,13 +53,15 @@ cdef class LoopCore:
 
     def __init__(self, buffer_size):
         self.buffer = bytearray(buffer_size)
+        self.buffer_size = buffer_size
         self._data = <uint8_t*>PyByteArray_AS_STRING(self.buffer)
         self._dirty = []
         self._active = []
         self._thread = PyThread_get_thread_ident()
 
-    def watches_with(self, epoll):
+    def watches_with(self, epoll, int hub_descriptor):
         self._epoll = epoll.fileno()
+        self._hub_descriptor = hub_descriptor
 
     def serve_epoll(self, epoll, dict owners, int most):
         cdef int count = epoll_wait(self._epoll, self._events, min(most, MOST_EVENTS), 0)
@@ -74,12 +80,27 @@ cdef class LoopCore:
         self._run_soon()
         return count
 
+    def lingers(self):
+        cdef bint is_ready
+        if not self.linger or self._hub_descriptor < 0 or self._scheduled or not krait_may_linger(&self._pauses):
+            return False
+        with nogil:
+            is_ready = krait_linger(&self._pauses, self.linger, self._hub_descriptor, -1, &self._woken)
+        return is_ready
+
     cdef _serve_one(self, owner, unsigned int mask):
-        if mask == EPOLLIN and isinstance(owner, LinkCore) and (<LinkCore>owner).usual and (<LinkCore>owner)._reading:
-            if not (<LinkCore>owner)._lent:  # else it is its thread's
-                (<LinkCore>owner).read()
-        else:
+        cdef LinkCore link
+        if not isinstance(owner, LinkCore):
             owner.on_ready(events_of(mask))
+            return
+        link = owner
+        if mask == EPOLLIN and link.usual and link._reading:
+            if not link._lent:  # else it is its thread's
+                link.read()
+            return
+        if link._held.size and not link._lent:
+            link.put_back(link._held.data, link._held.size)  # the reader in Python begins with it
+        link.on_ready(events_of(mask))
 
     @property
     def is_dirty(self):

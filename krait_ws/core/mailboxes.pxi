@@ -312,14 +312,6 @@ cdef class OutQueue:
         self.frames.append(frame)
         self._bytes += PyBytes_GET_SIZE(frame)
 
-    def post(self, bytes frame):
-        if not self._takes(frame):
-            return self.push_with_care(frame, may_block=False), False
-        self._append(frame)
-        is_news = not self._signalled
-        self._signalled = True
-        return True, is_news
-
     def take(self, Py_ssize_t max_bytes):
         if self._lock.held or self._bytes > max_bytes or self._has_fragments:
             return self.take_with_care(max_bytes)

@@ -361,7 +361,7 @@ class OutQueue:
         self._closed = False
         self._pushers = Waiters()
         self._held: Any = None  # what was pushed since a fragmented message began
-        self._has_fragments = False  # a message in fragments has been pushed
+        self._has_fragments = False  # there may be some among the frames, or one goes on
         self.taken = 0  # messages that have left, each with its last frame
 
     def __len__(self) -> int:
@@ -409,7 +409,7 @@ class OutQueue:
         """As ``push``, where there may be no room."""
         raise NotImplementedError(f"{type(self).__name__} must say what a full mailbox does")
 
-    def post(self, frame: bytes) -> tuple[bool, bool]:
+    def _post(self, frame: bytes) -> tuple[bool, bool]:
         """As ``push`` that may not block, without ``on_output``. Returns whether the frame is queued, and whether the
         caller must see to it that the loop is told."""
         with self._lock:
@@ -457,12 +457,14 @@ class SessionCore:
         "_hook",
         "_in_lock",
         "_rest",
+        "_transport",
         "_wake",
         "arrivals",
         "bytes_in",
         "bytes_out",
         "messages_in",
         "outgoing",
+        "shared_window",
     )
 
     arrivals: Any
@@ -470,13 +472,44 @@ class SessionCore:
     bytes_out: int
     messages_in: int
     outgoing: Any
+    shared_window: int
     _context: contextvars.Context | None
     _delivers_on_loop: bool
     _ended: bool
     _hook: Callable[[Any], None] | None
     _in_lock: Any
     _rest: Any
+    _transport: Any
     _wake: Callable[[Iterable[Waiter]], None]
+
+
+def post_all(sessions: list[Any], frame: bytes, own_frame: Callable[[Any], bytes], news: list[Any]) -> int:
+    """Queues a frame for each of them, as ``OutQueue.push`` that may not block, but for ``on_output``.
+
+    Args:
+        own_frame: Called with a session that has a ``shared_window``: what it takes instead.
+        news: Gets those of which the caller must tell the loop, also when this raises.
+
+    Returns:
+        For how many it is queued.
+
+    Thread: any.
+    """
+    queued = 0
+    for session in sessions:
+        own = own_frame(session) if session.shared_window else frame
+        is_queued, is_news = session.outgoing._post(own)
+        queued += is_queued
+        if is_news:
+            news.append(session)
+    return queued
+
+
+def send_posted(sessions: list[Any]) -> None:
+    """Sends what waits for those that are connected. Thread: the loop."""
+    for session in sessions:
+        if session._transport is not None:
+            session._transport.send_now()
 
 
 class LinkCore:
@@ -487,7 +520,6 @@ class LinkCore:
         "_descriptor",
         "_in_system",
         "_loop",
-        "_read_size",
         "_reading",
         "_session",
         "_sock",
@@ -510,7 +542,6 @@ class LinkCore:
     _descriptor: int
     _in_system: int | None
     _loop: Any
-    _read_size: int
     _reading: bool
     _session: Any
     _sock: Any
@@ -564,9 +595,12 @@ class LoopCore:
         self.in_hook: Any = None
         self.now = 0.0
         self._scheduled = False
+        self._woken = False
+        self.linger = 0  # microseconds that whoever is about to sleep looks on; here nobody does
 
-    def watches_with(self, epoll: Any) -> None:
-        """What ``serve_epoll`` will be called with. Thread: the loop."""
+    def watches_with(self, epoll: Any, hub_descriptor: int) -> None:
+        """What ``serve_epoll`` will be called with, and what is readable when anything of the hub is ready; below 0 for
+        none. Thread: the loop."""
 
     def serve_epoll(self, epoll: Any, owners: dict[int, Any], most: int) -> int:
         """Serves up to ``most`` ready sockets and what that set off; returns how many were ready. Never waits.
@@ -582,6 +616,12 @@ class LoopCore:
                     self._serve_one(owner, READ if mask == _EPOLLIN else _EVENTS.get(mask, READ | WRITE))
             self._run_soon()
         return len(ready)
+
+    def lingers(self) -> bool:
+        """Looks for what may be ready in a moment, where that has paid lately. Returns whether something of the hub is.
+
+        Thread: the loop, when it has nothing else to do."""
+        return False
 
     is_dirty = False
     """Whether ``flush_dirty`` has something to do."""

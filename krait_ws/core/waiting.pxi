@@ -143,14 +143,17 @@ cdef class Waiters:
             self._waiters = None
 
     cpdef take_locked(self, Py_ssize_t most):
-        waiters = self._waiters
-        if not waiters:
+        cdef list taken, waiters
+        if self._waiters is None:
             return ()
-        if PyList_GET_SIZE(waiters) <= most:
-            self._waiters = None
-            return waiters
-        self._waiters = waiters[most:]
-        return waiters[:most]
+        taken = []  # made first: the collector may let others run
+        waiters, self._waiters = self._waiters, None
+        if waiters is None or PyList_GET_SIZE(waiters) <= most:
+            return waiters or ()
+        while PyList_GET_SIZE(taken) < most:
+            taken.append(waiters.pop(0))
+        self._waiters = waiters
+        return taken
 
     cpdef take_all_locked(self):
         if not self._waiters:

@@ -75,6 +75,7 @@ class Connection(LinkCore):
         "_hung_up",
         "_parts",
         "_protocol",
+        "_read_size",
         "_take",
         "_takes_usual",
         "_timer",
@@ -220,6 +221,12 @@ class Connection(LinkCore):
             self.stuck_since = monotonic()
         return has_fallen
 
+    def has_unread(self) -> bool:
+        """Whether bytes have come that are yet to be read: there are while the loop stands still."""
+        if self._sock is None or not sys.platform.startswith("linux"):
+            return False
+        return any(fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
+
     def lose(self) -> None:
         """The peer has not answered a ping in time."""
         self._gone()
@@ -273,6 +280,7 @@ class Connection(LinkCore):
         """What came behind the handshake, or a thread read of its own socket and has no use for."""
         unread, self._unread = self._unread, b""
         if unread and self._sock is not None:
+            self.heard_at = monotonic()  # it may have lain here for long, and be the pong that a later ping waits for
             self._receive(unread)
             if self._sock is not None:
                 self._watch()

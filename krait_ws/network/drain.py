@@ -44,8 +44,8 @@ def drain(
         for session in left[:size]:
             session.end(code, reason)
         del left[:size]
-        if left:
-            gevent.sleep(random.uniform(0.5, 1.5) * _PAUSE)
+        # After the last batch too, however little time there is: the close frames go out in the loop's next turn.
+        gevent.sleep(random.uniform(0.5, 1.5) * _PAUSE if left else _LOOK_EVERY)
     handlers_deadline = min(deadline, monotonic() + patience + _REPORT_DELAY)
     while (is_busy() and monotonic() < deadline) or (any(True for _ in sessions()) and monotonic() < handlers_deadline):
         gevent.sleep(_LOOK_EVERY)

@@ -16,6 +16,9 @@ from typing import Protocol
 from krait_ws.network.loop import Loop, Timer
 from krait_ws.waiting import monotonic
 
+_MOMENT = 0.1
+"""Seconds that the loop has to read what is there."""
+
 
 class Watched(Protocol):
     """A connection, as the keepalive sees it."""
@@ -35,6 +38,9 @@ class Watched(Protocol):
 
     def is_draining(self) -> bool:
         """Whether the peer has taken something since the last call."""
+
+    def has_unread(self) -> bool:
+        """Whether bytes have come that are yet to be read."""
 
     def send_ping(self) -> None: ...
 
@@ -98,10 +104,12 @@ class Keepalive:
             # While something waits to be sent a ping would wait behind it; what the peer takes says enough.
             self._look_at(reference, now + self._interval, pinged_at=0.0)
         elif pinged_at and connection.heard_at < pinged_at:
-            if pinged_at + self._timeout <= now:
-                connection.lose()
-            else:
+            if pinged_at + self._timeout > now:
                 self._look_at(reference, pinged_at + self._timeout, pinged_at=pinged_at)
+            elif connection.has_unread():  # the loop, or the whole process, has stood still
+                self._look_at(reference, now + _MOMENT, pinged_at=pinged_at)
+            else:
+                connection.lose()
         elif connection.heard_at + self._interval > now:
             self._look_at(reference, connection.heard_at + self._interval, pinged_at=0.0)
         else:

@@ -54,10 +54,12 @@ class Loop(LoopCore):
 
     Args:
         poller: Which poller to take, see ``new_poller``.
+        linger: Microseconds to look on before a sleep, where that has paid lately.
     """
 
-    def __init__(self, poller: str = "auto") -> None:
+    def __init__(self, poller: str = "auto", linger: int = 0) -> None:
         super().__init__(BUFFER_SIZE)
+        self.linger = linger
         self.hub: Any = get_hub()
         self._poller = new_poller(poller, self.hub, self)  # first: the system may have no descriptor for it
         serve(self.hub, is_served=True)
@@ -195,8 +197,15 @@ class Loop(LoopCore):
 
     def _run_timers(self) -> None:
         now = monotonic()
+        due: list[Callable[[], Any]] = []
         while self._timers and self._timers[0][0] <= now:
-            self.call(heapq.heappop(self._timers)[2].fire)
+            due.append(heapq.heappop(self._timers)[2].fire)
+        # After the sockets that are ready: what a timer misses may be there, if the loop stood still.
+        self.hub.loop.run_callback(self._run_due, due)
         self._stop_timer()
         if self._timers:
             self._start_timer()
+
+    def _run_due(self, due: list[Callable[[], Any]]) -> None:
+        if not self._closed:
+            self._run(due)

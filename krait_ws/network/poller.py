@@ -18,6 +18,7 @@ READ, WRITE, HANGUP = 1, 2, 4
 _LOOKS_A_TURN = 8
 _SMALL_BATCH = 64  # sockets; after more than these the hub and the calls of other threads have their turn
 _MAX_BATCH = 256
+_LINGERS_A_TURN = 2  # what comes of another thread of the hub's pool is not seen meanwhile
 _LONG_ENOUGH = (
     0.005  # seconds; after these too, so that sockets that are never empty hold up the rest for one look only
 )
@@ -37,8 +38,9 @@ class Ready(Protocol):
 class Turns(Protocol):
     """The loop, which serves what is ready; see ``network.loop.Loop``."""
 
-    def watches_with(self, epoll: Any) -> None: ...
+    def watches_with(self, epoll: Any, hub_descriptor: int) -> None: ...
     def serve_epoll(self, epoll: Any, owners: dict[int, Any], most: int) -> int: ...
+    def lingers(self) -> bool: ...
     def serve(self, owner: Ready, events: int) -> None: ...
 
 
@@ -58,9 +60,10 @@ class Poller(Protocol):
 class EpollPoller:
     def __init__(self, hub: Any, loop: Turns) -> None:
         self._loop = loop
+        self._hub_loop = hub.loop
         self._owners: dict[int, Ready] = {}
         self._epoll = _new_epoll()
-        loop.watches_with(self._epoll)
+        loop.watches_with(self._epoll, hub.loop.fileno() or -1)
         self._watcher = hub.loop.io(self._epoll.fileno(), READ)
         self._watcher.start(self._poll)
 
@@ -87,11 +90,18 @@ class EpollPoller:
         self._owners.clear()
 
     def _poll(self) -> None:
-        """Serves what is ready, and what became ready meanwhile: another look costs far less than a turn of the hub."""
+        """Serves what is ready, and what becomes so meanwhile or in a moment: another look costs far less than a turn
+        of the hub. The hub has its turn at once when there is something new for it, a callback or a watcher."""
         serve = self._loop.serve_epoll
+        hub_loop = self._hub_loop
+        active = hub_loop.activecnt
         until = monotonic() + _LONG_ENOUGH
+        lingers = _LINGERS_A_TURN
         for _ in range(_LOOKS_A_TURN):
             ready = serve(self._epoll, self._owners, _MAX_BATCH)
+            if not ready and lingers and hub_loop.activecnt == active and self._loop.lingers():
+                lingers -= 1
+                ready = serve(self._epoll, self._owners, _MAX_BATCH)
             if not ready or ready > _SMALL_BATCH or monotonic() > until:
                 return
 

@@ -198,7 +198,7 @@ class Server:
             self.socket_kind = listener.family, listener.type, listener.proto
             self._url = url_of(listener, config)
             own = made.enter_context(closing(listener.dup()))
-            self.loop = Loop(config.poller)
+            self.loop = Loop(config.poller, config.linger)
             made.callback(self.loop.close)
             self.observer = Observer(self, self.loop, config, workers)
             made.pop_all()

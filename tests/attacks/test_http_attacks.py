@@ -47,7 +47,8 @@ def test_slow_handshakes_hold_up_nobody_and_end_in_time(attack: Attack) -> None:
         request = half_written_request()
         for letter in request[:3]:
             for sock in socks:
-                sock.send(bytes((letter,)))
+                with suppress(ConnectionError):  # it was cut off already: the machine is slow
+                    sock.send(bytes((letter,)))
         attacked.serves_others()
         assert memory() - before < 64 << 20
         eventually(lambda: not attacked.http_connections, what="the slow ones are cut off")
@@ -88,7 +89,7 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(attack: Attack) -> No
         for _ in range(20):
             client = stack.enter_context(attacked.client(upgrade=False, receive_buffer=4096))
             client.send(b"GET /large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
-        eventually(lambda: attacked.http_connections == 20, what="all are being answered")
+            assert client.sock.recv(1), "it is being answered"
         attacked.serves_others()
         eventually(lambda: not attacked.http_connections, what="all are cut off")
 
@@ -290,7 +291,7 @@ def test_not_found_floods(attack: Attack) -> None:
 
 
 def test_more_connections_than_allowed_get_503(attack: Attack) -> None:
-    attacked = attack(max_connections=5)
+    attacked = attack(max_connections=5, ping_interval=60.0)  # they stay though they answer no ping
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(attacked.client("/idle"))

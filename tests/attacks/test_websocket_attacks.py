@@ -93,9 +93,13 @@ def test_the_loop_rests_after_a_flood(attack: Attack, count: int, end: bytes) ->
             client.send_frame(PING, b"still there?")
             assert client.receive_frame().payload == b"still there?"
         pause = threading.Event()
-        started = time.process_time()
-        pause.wait(0.2)
-        assert time.process_time() - started < 0.1
+
+        def rests() -> bool:
+            started, spent = time.monotonic(), time.process_time()
+            pause.wait(0.2)
+            return time.process_time() - spent < 0.1 * (time.monotonic() - started)
+
+        eventually(rests, 10, "next to nothing is done once the rest of what was begun is")
 
 
 # ---- bombs
@@ -139,7 +143,7 @@ def test_a_deflate_stream_that_ends_takes_no_memory_afterwards(attack: Attack, p
 
 
 def test_messages_behind_the_end_of_a_deflate_stream_arrive(attack: Attack) -> None:
-    attacked = attack(compress=True, compress_threshold=1 << 20)
+    attacked = attack(compress=True, compress_threshold=1 << 20, ping_interval=60.0)
     with attacked.client("/loop", (DEFLATE[0] + "; client_no_context_takeover",)) as client:
         for last_block in (True, False, True, False):
             client.send(plain_frame(TEXT, compressed([b"hello"], last_block=last_block), reserved=4))
@@ -147,7 +151,7 @@ def test_messages_behind_the_end_of_a_deflate_stream_arrive(attack: Attack) -> N
 
 
 def test_a_header_that_announces_much_costs_nothing(attack: Attack) -> None:
-    attacked = attack()
+    attacked = attack(ping_interval=60.0)
     before = memory()
     for size in (1 << 62, (1 << 63) - 1, 1 << 40, 2 * MB):
         with attacked.client("/handler") as client:
@@ -202,8 +206,8 @@ def test_a_peer_that_leaves_while_nobody_takes_its_messages_is_noticed(attack: A
     attacked = attack(max_in_messages=10)
     with ExitStack() as stack:
         for _ in range(5):
-            client = stack.enter_context(attacked.client("/idle"))
-            client.send(many(TEXT, b"x", size=7000))
+            # Behind the handshake: reading is paused before a slow client could be lost for its silence.
+            client = stack.enter_context(attacked.client("/idle", behind=many(TEXT, b"x", size=7000)))
             match end:
                 case "close frame and FIN":
                     client.send(close_frame(1000))
@@ -218,7 +222,7 @@ def test_a_peer_that_leaves_while_nobody_takes_its_messages_is_noticed(attack: A
 
 
 def test_frames_after_close_are_ignored(attack: Attack) -> None:
-    attacked = attack()
+    attacked = attack(ping_interval=60.0)
     with attacked.client("/handler") as client:
         client.send(close_frame(1000) + many(TEXT, b"late"))
         with suppress(ConnectionError):

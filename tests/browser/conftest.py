@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from krait_ws.testing import SiteServer
+from tests.sites.conftest import own_port
+
+__all__ = ["SITES", "Errors", "own_port"]
 
 SITES = Path(__file__).parents[2] / "sites"
 

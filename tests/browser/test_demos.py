@@ -42,6 +42,7 @@ def test_home_leads_to_every_demo(open_page: Open, size: Any) -> None:
     for demo in DEMOS:
         page.locator(f'main a[href="{demo}/"]').first.click()
         expect(page).to_have_url(re.compile(f"/{demo}/$"))
+        page.wait_for_load_state()  # with its style sheet, which decides how wide it is
         expect(page.locator("h1")).to_be_visible()
         if demo not in ("chat", "director"):  # there a person comes in first
             wait_open(page)
@@ -182,14 +183,15 @@ def test_blocking_leaves_the_echo_alone(open_page: Open) -> None:
     wait_open(page)
     expect(page.locator("#echo-state")).to_have_text("open")
     expect(page.locator("#rtt")).to_have_text(re.compile(r"^[0-9.,]+ ms$"))
-    page.locator("#work").click()
-    expect(page.locator("#waiting")).to_have_text("1 job is under way")
+    for _ in range(3):  # six seconds: two may be over before a busy machine has looked
+        page.locator("#work").click()
+    expect(page.locator("#waiting")).to_have_text(re.compile(r"^\d jobs? (is|are) under way$"))
     points = "document.getElementById('curve').points.length"
     before = page.evaluate(points)
     page.wait_for_function(
-        f"{points} >= {before + 5} && document.getElementById('waiting').textContent.includes('1 job')"
+        f"{points} >= {before + 5} && document.getElementById('waiting').textContent.includes('under way')"
     )
-    expect(page.locator("#log li.server")).to_have_text(re.compile("DONE 2"))
+    expect(page.locator("#log li.server")).to_have_text([re.compile(r"DONE [2-9]")] * 3)
     expect(page.locator("#waiting")).to_have_text("no job is waiting")
 
 

@@ -67,4 +67,5 @@ def test_a_wrong_password(open_page: Open, errors: Errors) -> None:
     page.locator("#sign-in").click()
     expect(page.locator("#problem")).to_have_text(re.compile("Bad credentials"))
     expect(page.locator("#state")).to_have_text("closed")
+    page.close()  # everything that it said has come
     assert errors.take("401") >= 1

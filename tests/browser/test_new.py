@@ -35,16 +35,27 @@ def test_the_page_works_as_a_site_and_as_a_part_of_one(
         context.close()
 
 
-def test_the_page_connects_again(browser: Any, krait_site: Callable[..., SiteServer], tmp_path: Path) -> None:
+NOTE_STATES = """() => {
+    window.states = [];
+    const state = document.getElementById("state");
+    new MutationObserver(() => states.push(state.textContent)).observe(state, { childList: true });
+}"""
+"""A state may be shown for a quarter of a second only, until the next attempt."""
+
+
+def test_the_page_connects_again(
+    browser: Any, krait_site: Callable[..., SiteServer], own_port: int, tmp_path: Path
+) -> None:
     site = tmp_path / "room"
     subprocess.run([sys.executable, "-m", "krait_ws", "new", site], check=True, capture_output=True, timeout=30)
-    first = krait_site(site)
+    first = krait_site(site, port=own_port)
     context = browser.new_context()
     page = context.new_page()
     page.goto(first.url)
     page.get_by_text("connected", exact=True).wait_for()
+    page.evaluate(NOTE_STATES)
     first.close()
-    page.get_by_text("closed with 1001, trying again").wait_for()
-    krait_site(site, port=first.port)
+    page.wait_for_function("states.includes('closed with 1001, trying again')")
+    krait_site(site, port=own_port)
     page.get_by_text("connected", exact=True).wait_for()
     context.close()

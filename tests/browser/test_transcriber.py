@@ -80,9 +80,11 @@ def test_the_microphone_is_heard_until_it_is_stopped(open_page: Open) -> None:
     page.get_by_role("button", name="Stop").click()
     expect(interim).to_have_count(0)
     expect(page.locator("#record")).to_have_text("Record")
-    expect(page.locator("#sentences li")).to_have_count(1)
+    # One, or more where the machine is so slow that it was stopped after the five seconds of a sentence only.
+    first = page.locator("#sentences li").first
+    expect(first).to_contain_text("s of pcm")
     # The device beeps: something was heard.
-    assert not re.search(r"at most 0 %", page.locator("#sentences li").inner_text())
+    assert not re.search(r"at most 0 %", first.inner_text())
 
 
 def test_what_is_no_sound_is_said_and_the_next_file_is_heard(open_page: Open) -> None:
@@ -105,8 +107,8 @@ def test_a_microphone_that_may_not_be_used_is_said(open_page: Open) -> None:
 def test_a_connection_that_is_lost_stops_the_recording(open_page: Open, demos: SiteServer) -> None:
     page = open_ready(open_page, permissions=["microphone"])
     page.locator("#record").click()
-    expect(page.locator("#sentences li")).to_have_count(1)
-    for session in demos.server.sessions:
+    expect(page.locator("#sentences li").first).to_be_visible()
+    for session in list(demos.server.sessions):
         session.controller.close(1012, "it restarts")
     expect(page.locator("#detail")).to_have_text("code 1012 (server restarts): it restarts")
     expect(page.locator("#record")).to_be_disabled()

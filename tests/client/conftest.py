@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from krait_ws.client import supervisor
+from krait_ws.client.takeover import Quiet
 from tests.client.hub import HUBS, Hub
 from tests.client.proxy import Proxy
 from tests.client.servers import SERVERS
@@ -64,6 +66,31 @@ def hub(tmp_path: Path, leaves_nothing: None) -> Iterator[Hub]:
     """Ours."""
     with HUBS["krait"](tmp_path) as hub:
         yield hub
+
+
+@pytest.fixture
+def replay_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """``replay_of(2)``: each connection begins with a replay of two messages, and is not quiet before they came.
+
+    A busy machine may take longer for them than a test's ``sync_quiet``; then they would rightly count as live.
+    """
+
+    def set_count(count: int) -> None:
+        class Replay(Quiet):
+            def __init__(self, quiet: float, longest: float, since: float) -> None:
+                super().__init__(quiet, longest, since)
+                self._missing = count
+                self.over_at = float("inf")
+
+            def disturb(self, at: float) -> None:
+                super().disturb(at)
+                self._missing -= 1
+                if self._missing > 0:
+                    self.over_at = float("inf")
+
+        monkeypatch.setattr(supervisor, "Quiet", Replay)
+
+    return set_count
 
 
 @pytest.fixture

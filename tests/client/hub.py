@@ -30,6 +30,7 @@ class Hub:
         self.only_one = False  # a newcomer makes the others go
         self.seen: list[str] = []  # Authorization headers
         self.received: list[str | bytes] = []
+        self.joins = 0
         self._members: dict[Any, tuple[Callable[[str], Any], Callable[[int, str], Any]]] = {}
         self._lock = threading.Lock()
 
@@ -58,6 +59,7 @@ class Hub:
                 for _, close_other in self._members.values():
                     close_other(4409, "only one of you")
             self._members[member] = (send, close)
+            self.joins += 1
 
     def leave(self, member: Any) -> None:
         with self._lock:
@@ -80,6 +82,11 @@ class Hub:
 
     def wait_for(self, count: int) -> None:
         until(lambda: self.count == count, f"{count} connections, there are {self.count}")
+
+    def wait_joined(self, times: int = 1) -> None:
+        """Whoever is let in joins a moment later, in a thread of the server: the client may be CONNECTED before that.
+        Until then it would not hear what is published, and a kick would miss it."""
+        until(lambda: self.joins >= times, f"{times} connections have joined, there were {self.joins}")
 
 
 @contextlib.contextmanager

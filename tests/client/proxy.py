@@ -43,8 +43,12 @@ class Proxy:
         self._lock = threading.Lock()
         self._running = True
         self._wake_in, self._wake_out = socket.socketpair()
-        self._listener: socket.socket | None = self._listen(0)
-        self.port: int = self._listener.getsockname()[1]
+        # It never listens, and keeps the port for us while we refuse: any connection of this machine might get it else.
+        self._holder = socket.socket()
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        self._holder.bind(("127.0.0.1", 0))
+        self.port: int = self._holder.getsockname()[1]
+        self._listener: socket.socket | None = self._listen()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
         self._thread.start()
 
@@ -108,6 +112,7 @@ class Proxy:
             self._thread.join(DEADLINE)
             self._wake_in.close()
             self._wake_out.close()
+            self._holder.close()
 
     def __enter__(self) -> Proxy:
         return self
@@ -174,8 +179,8 @@ class Proxy:
         except OSError:
             client.close()  # as if the server's machine said so
 
-    def _listen(self, port: int) -> socket.socket:
-        return socket.create_server(("127.0.0.1", port), backlog=128)
+    def _listen(self) -> socket.socket:
+        return socket.create_server(("127.0.0.1", self.port), backlog=128)
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
@@ -184,7 +189,7 @@ class Proxy:
 
     def _start_listening(self) -> None:
         if self._listener is None:
-            self._listener = self._listen(self.port)
+            self._listener = self._listen()
 
     def _set_stalled(self, stalled: bool) -> None:
         self._stalled = stalled

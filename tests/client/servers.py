@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from websockets.sync.server import ServerConnection, serve
 
+from krait_ws.client.link import Link
 from krait_ws.testing import SiteServer
 
 PROTOCOL = "talk.v2"
@@ -107,6 +108,11 @@ def websockets_serve(handler: Callable[[ServerConnection], None], **options: Any
         thread.join()
         for handler_thread in ended:
             handler_thread.join(10)
+
+
+def is_read(link: Link | None) -> bool:
+    """Whether a thread is in ``recv`` of our end. To try it with another ``recv`` might take the place from it."""
+    return link is not None and bool(link._websocket.recv_messages.get_in_progress)
 
 
 def _select(connection: ServerConnection, offered: Any) -> Any:

@@ -19,6 +19,10 @@ def stream_with(hub: Hub, auth: Auth, **options: Any) -> EventStream:
     return EventStream(Transport(hub.url, auth=auth, proxy=None), **given)
 
 
+def until_waiting(auth: Bearer, count: int) -> None:
+    until(lambda: len(auth._token._changed._waiters) == count, "they wait")  # type: ignore[attr-defined]
+
+
 def ended(stream: EventStream) -> Status:
     until(lambda: stream.status in (Status.RECONNECT_FAILED, Status.DISCONNECTED), "the end of the stream")
     return stream.status
@@ -78,8 +82,10 @@ def test_who_comes_while_a_token_is_being_got_waits_for_it() -> None:
         return f"token {len(calls)}"
 
     auth = Bearer(login)
-    first = Task(auth.headers).until_blocked()
-    others = [Task(auth.refresh).until_blocked() for _ in range(3)]
+    first = Task(auth.headers)
+    until(lambda: calls, "the login")
+    others = [Task(auth.refresh) for _ in range(3)]
+    until_waiting(auth, 3)  # who came later than the token would rightly get another one
     go_on.set()
     assert first.result() == {"Authorization": "Bearer token 1"}
     assert [other.result() for other in others] == [True] * 3
@@ -87,15 +93,18 @@ def test_who_comes_while_a_token_is_being_got_waits_for_it() -> None:
 
 
 def test_who_waits_for_a_token_that_does_not_come_is_told() -> None:
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def login() -> str:
+        begun.set()
         assert go_on.wait(10)
         raise OSError("the login is down")
 
     auth = Bearer(login)
-    first = Task(auth.headers).until_blocked()
-    second = Task(auth.headers).until_blocked()
+    first = Task(auth.headers)
+    assert begun.wait(10)
+    second = Task(auth.headers)
+    until_waiting(auth, 1)
     go_on.set()
     with pytest.raises(OSError, match="down"):
         first.result()
@@ -131,6 +140,7 @@ def test_a_second_401_ends_it_after_a_loss_too(hub: Hub) -> None:
     stream = stream_with(hub, Bearer(lambda: next(tokens)))
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.token = "another"
         hub.kick()
         assert ended(stream) is Status.RECONNECT_FAILED

@@ -19,21 +19,29 @@ from krait_ws.client import (
     Transport,
 )
 from tests.client.proxy import Proxy
-from tests.client.servers import websockets_serve
+from tests.client.servers import is_read, websockets_serve
 from tests.helpers import Task, pause, until
 
-SOON = 5.0
+SOON = 20.0
+"""Seconds; what should come at once has not come by then. The machine may be busy."""
 
 
 def connection(
     port: int, path: str = "/talk", *, transport: dict[str, Any] | None = None, **options: Any
 ) -> Connection:
     how = {"proxy": None, "close_timeout": 1.0, **(transport or {})}
-    return Connection(Transport(f"ws://127.0.0.1:{port}{path}", **how), **options)
+    return Connection(Transport(f"ws://127.0.0.1:{port}{path}", **how), **{"drain_timeout": SOON, **options})
 
 
 def is_end(message: str | bytes) -> bool:
     return message == "end"
+
+
+def answers(talk: Connection) -> bool:
+    with contextlib.suppress(ConnectionClosedError), talk.session():
+        talk.send("back")
+        return talk.recv(SOON) == "back"
+    return False
 
 
 # ---- exclusive use
@@ -121,7 +129,8 @@ def test_two_that_acquire_at_once_open_one_socket(proxy: Proxy) -> None:
 def test_using_it_while_it_is_being_opened_is_refused(proxy: Proxy) -> None:
     proxy.stall()
     with connection(proxy.port) as talk:
-        opener = Task(talk.acquire).until_blocked()
+        opener = Task(talk.acquire)
+        until(lambda: talk.is_busy, "it is being opened")
         with pytest.raises(ConnectionBusyError):
             talk.acquire()
         with pytest.raises(ConnectionBusyError, match="being opened"):
@@ -189,12 +198,12 @@ def test_a_ping_waits_for_the_pong(proxy: Proxy) -> None:
 
 def test_late_data_does_not_reach_the_next_user(proxy: Proxy) -> None:
     """release() of audex never drained."""
-    with connection(proxy.port, drain_condition=is_end) as talk:
+    with connection(proxy.port, drain_condition=is_end, drain_timeout=60) as talk:
         with talk.session():
             proxy.stall()
             talk.send("parts 5")
-            releaser = Task(talk.release).until_blocked()
-            assert talk.is_draining
+            releaser = Task(talk.release)
+            until(lambda: talk.is_draining, "it drains")
             assert not talk.is_busy
             assert not talk.is_settled
             with pytest.raises(ConnectionBusyError, match="draining"):
@@ -218,13 +227,20 @@ def test_a_whole_answer_needs_no_drain(proxy: Proxy) -> None:
         assert proxy.accepted == 1
 
 
-def test_without_a_condition_what_has_arrived_is_dropped(talker: int) -> None:
-    with connection(talker) as talk:
+def test_without_a_condition_what_has_arrived_is_dropped(leaves_nothing: None) -> None:
+    sent = threading.Event()
+
+    def serve(connection: Any) -> None:
+        connection.send("one")
+        connection.send("two")
+        sent.set()
+        connection.recv()
+
+    with websockets_serve(serve) as port, connection(port) as talk:
         with talk.session():
-            talk.send("one")
-            talk.send("two")
             assert talk.recv(SOON) == "one"
-            assert talk.ping(SOON) > 0  # then "two" has come, too
+            assert sent.wait(SOON)
+            assert talk.ping(SOON) > 0  # then "two" has come, too: the pong was sent behind it
         with talk.session(), pytest.raises(TimeoutError):
             talk.recv(0.1)
 
@@ -236,10 +252,10 @@ def test_a_drain_has_a_deadline(proxy: Proxy) -> None:
         with pytest.raises(ConnectionDrainTimeoutError, match=r"within 0\.1 s"):
             talk.release()
         assert not talk.is_connected
-        with talk.session():
-            talk.send("end")
-            assert talk.recv(SOON) == "end"
-        assert proxy.accepted == 2
+        talk.acquire()
+        talk.send("end")
+        assert talk.recv(SOON) == "end"
+        assert proxy.accepted == 2  # not released: 0.1 s may be too short for a drain that has nothing to do
 
 
 def test_a_flood_cannot_hold_a_drain(leaves_nothing: None) -> None:
@@ -302,7 +318,8 @@ def test_a_session_that_raises_gives_its_socket_up(proxy: Proxy) -> None:
 def test_a_release_under_a_reader_gives_the_socket_up(talker: int) -> None:
     with connection(talker) as talk:
         talk.acquire()
-        reader = Task(talk.recv).until_blocked()
+        reader = Task(talk.recv)
+        until(lambda: is_read(talk._link), "somebody reads")
         with pytest.raises(ConnectionBusyError, match="another thread"):
             talk.release()
         with pytest.raises(ConnectionClosedError):
@@ -382,9 +399,7 @@ def test_a_dead_link_ends_a_recv_without_a_timeout(proxy: Proxy) -> None:
             with pytest.raises(ConnectionClosedError):
                 talk.recv()
         proxy.resume()
-        with talk.session():
-            talk.send("back")
-            assert talk.recv(SOON) == "back"
+        until(lambda: answers(talk), "it is back")  # such pings may cost a busy machine another socket
 
 
 # ---- idle
@@ -418,7 +433,8 @@ def test_use_puts_the_idle_close_off(talker: int) -> None:
             with talk.session():
                 assert talk.ping(SOON) > 0
             pause(0.1)
-            assert talk.is_connected
+            is_connected, used = talk.is_connected, talk.last_activity
+            assert is_connected or time.monotonic() - used >= 0.5, "the machine let us use it in time"
 
 
 def test_an_idle_close_says_so_to_the_server() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -18,15 +19,17 @@ from krait_ws.client import (
     PoolExhaustedError,
     Transport,
 )
+from krait_ws.client import pool as pool_module
 from tests.client.proxy import Proxy
 from tests.helpers import Task, pause, until
 
-SOON = 5.0
+SOON = 20.0
+"""Seconds; what should come at once has not come by then. The machine may be busy."""
 
 
 def pool(port: int, path: str = "/talk", *, transport: dict[str, Any] | None = None, **options: Any) -> Pool:
     how = {"proxy": None, "close_timeout": 1.0, "compression": False, **(transport or {})}
-    return Pool(Transport(f"ws://127.0.0.1:{port}{path}", **how), **options)
+    return Pool(Transport(f"ws://127.0.0.1:{port}{path}", **how), **{"drain_timeout": SOON, **options})
 
 
 def is_end(message: str | bytes) -> bool:
@@ -89,30 +92,30 @@ def test_fifty_threads_share_five_connections(proxy: Proxy) -> None:
 def test_fifty_threads_and_a_line_that_breaks(proxy: Proxy) -> None:
     """The pool of audex lost a slot for each connection that the server closed."""
     over = threading.Event()
+    successes: list[int] = []
 
     def trouble() -> None:
+        seen = 0
         while not over.wait(0.05):
-            proxy.reset()
+            if len(successes) > seen:  # else a machine that is too slow for 0.05 s would never get anything done
+                seen = len(successes)
+                proxy.reset()
 
     with pool(proxy.port, max_size=5, min_size=2) as talks:
 
-        def work(number: int) -> int:
-            done = 0
+        def work(number: int) -> None:
             for turn in range(20):
-                try:
-                    with talks.session(SOON * 6) as talk:
-                        echo(talk, f"{number} {turn}")
-                        done += 1
-                except (ConnectionClosedError, ConnectionUnavailableError):
-                    pass
-            return done
+                with suppress(ConnectionClosedError, ConnectionUnavailableError), talks.session(SOON * 6) as talk:
+                    echo(talk, f"{number} {turn}")
+                    successes.append(number)
 
         breaker = Task(trouble)
-        done = [task.result(SOON * 10) for task in [Task(lambda n=n: work(n)) for n in range(50)]]
+        for task in [Task(lambda n=n: work(n)) for n in range(50)]:
+            task.result(SOON * 10)
         over.set()
         breaker.result()
-        assert sum(done) > 0
-        until(lambda: talks.stats().opening == 0, "nobody opens")
+        assert successes
+        until(lambda: talks.stats().opening == 0 and talks.stats().connected == proxy.open, "the last loss is seen")
         held = [talks.acquire(SOON) for _ in range(5)]  # every slot is there
         for number, talk in enumerate(held):
             echo(talk, str(number))
@@ -140,8 +143,8 @@ def test_when_all_are_in_use(talker: int) -> None:
             with pytest.raises(PoolExhaustedError, match="all 2 connections are in use, and 0 others wait"):
                 talks.acquire(timeout)
         assert talks.stats().exhausted == 2
-        waiter = Task(lambda: talks.acquire(SOON)).until_blocked()
-        assert talks.stats().waiting == 1
+        waiter = Task(lambda: talks.acquire(SOON))
+        until(lambda: talks.stats().waiting == 1, "it waits")
         talks.release(held[1])
         assert waiter.result() is held[1]
         talks.release(held[0])
@@ -193,7 +196,7 @@ def test_one_that_gives_up_waiting_does_not_hold_the_others(talker: int) -> None
     with pool(talker, max_size=1) as talks:
         talk = talks.acquire()
         impatient = Task(lambda: talks.acquire(0.1))
-        until(lambda: talks.stats().waiting == 1, "it waits")
+        until(lambda: talks.stats().waiting == 1 or not impatient.is_running, "it waits, or has had enough already")
         patient = Task(lambda: talks.acquire(SOON)).until_blocked()
         with pytest.raises(PoolExhaustedError):
             impatient.result()
@@ -280,7 +283,7 @@ def test_a_drain_that_takes_too_long_costs_a_socket_and_no_slot(proxy: Proxy, ca
                 talk.send("silence")
         with talks.session(SOON) as talk:
             echo(talk, "end")
-        assert (talks.stats().drain_timeouts, talks.stats().opened) == (3, 4)
+            assert (talks.stats().drain_timeouts, talks.stats().opened) == (3, 4)
     assert "did not come within" in caplog.text
 
 
@@ -331,10 +334,12 @@ def test_an_open_that_fails_frees_its_slot(proxy: Proxy) -> None:
 
 def test_an_open_that_fails_wakes_the_next(proxy: Proxy) -> None:
     proxy.stall()
-    with pool(proxy.port, max_size=1, transport={"open_timeout": 0.3}) as talks:
+    with pool(proxy.port, max_size=1, transport={"open_timeout": 60}) as talks:
         first = Task(lambda: talks.acquire(0))
-        until(lambda: talks.stats().opening == 1, "it opens")
-        second = Task(lambda: talks.acquire(SOON)).until_blocked()
+        until(lambda: proxy.accepted == 1, "it opens")
+        second = Task(lambda: talks.acquire(SOON))
+        until(lambda: talks.stats().waiting == 1, "it waits")
+        proxy.cut()
         with pytest.raises(ConnectionUnavailableError):
             first.result()
         proxy.resume()
@@ -352,6 +357,13 @@ def test_refused_credentials(server: int) -> None:
 # ---- those that are kept open
 
 
+@pytest.fixture
+def no_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the one who looks after them may come before the test has looked."""
+    monkeypatch.setattr(pool_module, "_CHECK_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("no_keeper")
 def test_warm_up_opens_the_least(proxy: Proxy) -> None:
     with pool(proxy.port, min_size=4) as talks:
         talks.warm_up()
@@ -372,6 +384,7 @@ def test_warm_up_opens_at_the_same_time(proxy: Proxy) -> None:
         warming.result()
 
 
+@pytest.mark.usefixtures("no_keeper")
 def test_warm_up_tells_what_failed(proxy: Proxy) -> None:
     proxy.answer(times=1)
     with pool(proxy.port, min_size=3) as talks:
@@ -386,8 +399,8 @@ def test_broken_ones_are_replaced_although_nobody_asks(proxy: Proxy) -> None:
     with pool(proxy.port, min_size=3) as talks:
         talks.warm_up()
         proxy.reset()
-        until(lambda: talks.stats().connected == 0, "the loss is seen")
-        until(lambda: talks.stats().connected == 3, "they are back")
+        # Each is replaced as soon as its loss is seen, so there may be no moment without any.
+        until(lambda: proxy.accepted >= 6 and talks.stats().connected == 3, "they are back")
 
 
 def test_those_beyond_the_least_close_themselves(proxy: Proxy) -> None:
@@ -406,7 +419,8 @@ def test_those_beyond_the_least_close_themselves(proxy: Proxy) -> None:
 def test_a_close_waits_for_users(talker: int) -> None:
     talks = pool(talker)
     talk = talks.acquire()
-    closer = Task(lambda: talks.close(SOON)).until_blocked()
+    closer = Task(lambda: talks.close(SOON))
+    until(lambda: talks.is_closed, "it closes")
     with pytest.raises(ConnectionClosedError, match="the pool is closed"):
         talks.acquire()
     echo(talk, "still mine")

@@ -78,13 +78,13 @@ both = pytest.mark.parametrize("before", ["", GEVENT], ids=["plain", "gevent"])
 @both
 def test_connection(talker: int, before: str) -> None:
     program = """
-        with Connection(transport, idle_timeout=0.2, drain_condition=is_end) as talk:
+        with Connection(transport, idle_timeout=0.2, drain_condition=is_end, drain_timeout=20) as talk:
             with talk.session():
                 talk.send("hello")
-                assert talk.recv(5) == "hello"
+                assert talk.recv(20) == "hello"
                 talk.send("parts 3")
-            assert talk.ping(5) > 0
             with talk.session():
+                assert talk.ping(20) > 0
                 try:
                     talk.recv(0.05)
                 except TimeoutError:
@@ -95,7 +95,7 @@ def test_connection(talker: int, before: str) -> None:
                 time.sleep(0.01)
             with talk.session():
                 talk.send("end")
-                assert talk.recv(5) == "end"
+                assert talk.recv(20) == "end"
         try:
             Transport("ws://127.0.0.1:1/", proxy=None).open()
         except ConnectionUnavailableError:
@@ -108,7 +108,7 @@ def test_connection(talker: int, before: str) -> None:
 @both
 def test_fifty_threads_and_a_pool(talker: int, before: str) -> None:
     program = """
-        with Pool(transport, max_size=5, min_size=2, drain_condition=is_end) as talks:
+        with Pool(transport, max_size=5, min_size=2, drain_condition=is_end, drain_timeout=20) as talks:
             talks.warm_up()
 
             def work():
@@ -145,23 +145,17 @@ def test_fifty_threads_and_a_pool(talker: int, before: str) -> None:
 
 def test_a_wait_holds_no_other_greenlet(talker: int) -> None:
     program = """
-        ticks = []
-
         def tick():
-            while True:
-                ticks.append(time.monotonic())
+            for _ in range(10):
                 gevent.sleep(0.01)
+            talk.send("ten ticks")
 
-        ticker = gevent.spawn(tick)
         with Connection(transport) as talk, talk.session():
-            before = len(ticks)
-            try:
-                talk.recv(0.5)
-            except TimeoutError:
-                print(len(ticks) - before > 10)
-        ticker.kill()
+            ticker = gevent.spawn(tick)
+            print(talk.recv(20))
+        ticker.join()
     """
-    assert run(talker, program, before=GEVENT).strip() == "True"
+    assert run(talker, program, before=GEVENT).strip() == "ten ticks"
 
 
 @both
@@ -237,7 +231,7 @@ def test_a_connection_that_was_interrupted_goes_on(talker: int) -> None:
         except KeyboardInterrupt:
             pass
         talk.send("hello")
-        print(talk.recv(5))
+        print(talk.recv(20))
         talk.release()
         talk.close()
     """
@@ -265,13 +259,13 @@ def test_a_fork_leaves_the_parents_connections_alone(talker: int) -> None:
             talks.close()
             with Connection(transport) as own, own.session():
                 own.send("child")
-                assert own.recv(5) == "child"
+                assert own.recv(20) == "child"
             sys.exit(refused)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status))
         for one in (talk, held):
             one.send("parent")
-            print(one.recv(5))
+            print(one.recv(20))
         talk.close()
         talks.release(held)
         talks.close()
@@ -319,7 +313,7 @@ def test_a_fork_leaves_the_parents_stream_alone(talker: int) -> None:
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status))
         link.send("parent")
-        print(link.recv(5))
+        print(link.recv(20))
         stream.send("of the stream")
         deadline = time.monotonic() + 10
         while not heard:

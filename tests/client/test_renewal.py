@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,7 +43,8 @@ class Recorder:
 
 
 def renewing(hub: Hub, url: str = "", **options: Any) -> Recorder:
-    given = {"sync_quiet": 0.1, "sync_max": 0.3, "renew_every": 0.4, "backoff": Backoff((0.02,)), **options}
+    # That an event comes once is said of connections that are at most sync_max apart, also on a busy machine.
+    given = {"sync_quiet": 0.1, "sync_max": 3.5, "renew_every": 0.4, "backoff": Backoff((0.02,)), **options}
     auth = given.pop("auth", None) or Bearer(Tokens(hub))
     transport = Transport(url or hub.url, auth=auth, proxy=None, open_timeout=5, close_timeout=2)
     return Recorder(EventStream(transport, **given))
@@ -69,22 +71,27 @@ def all_come_once(hub: Hub, count: int, **options: float) -> None:
         stream.wait_connected(10)
         publish(hub, count, 1000)
         until(lambda: len(recorder.events) >= count, "all events")
-        assert len(hub.seen) >= 3, "there were renewals"
+        until(lambda: len(hub.seen) >= 3, "there were renewals")
         assert recorder.statuses == CALM
         hub.wait_for(1)
     assert recorder.events == [f"e{number}" for number in range(count)]
     assert hub.seen == [f"Bearer {number + 1}" for number in range(len(hub.seen))]
 
 
-def test_ten_thousand_events_at_a_thousand_a_second(hub: Hub) -> None:
-    all_come_once(hub, 10_000, sync_quiet=0.8, sync_max=1.0, renew_every=0.5)
+def test_fifteen_thousand_events_at_a_thousand_a_second(hub: Hub, replay_of: Callable[[int], None]) -> None:
+    replay_of(2)
+    all_come_once(hub, 15_000, sync_quiet=0.8, renew_every=0.5)
 
 
-def test_every_event_comes_once_from_any_server(any_hub: Hub) -> None:
-    all_come_once(any_hub, 4_500, sync_quiet=0.8, sync_max=1.0, renew_every=0.1)
+def test_every_event_comes_once_from_any_server(any_hub: Hub, replay_of: Callable[[int], None]) -> None:
+    replay_of(2)
+    all_come_once(any_hub, 9_000, sync_quiet=0.8, renew_every=0.1)
 
 
-def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub) -> None:
+def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(
+    any_hub: Hub, replay_of: Callable[[int], None]
+) -> None:
+    replay_of(1)
     any_hub.replay = ["a state"]
     recorder = renewing(any_hub)
     with recorder.stream as stream:
@@ -98,13 +105,17 @@ def test_a_quiet_stream_is_renewed_too_and_its_replay_stays_unseen(any_hub: Hub)
     assert recorder.statuses == [*CALM, Status.DISCONNECTED]
 
 
-def test_an_identity_that_cannot_be_compared_is_logged(hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_identity_that_cannot_be_compared_is_logged(
+    hub: Hub, caplog: pytest.LogCaptureFixture, replay_of: Callable[[int], None]
+) -> None:
     """It would end the stream at its first renewal, perhaps after a day."""
+    replay_of(2)
+    hub.replay = ["a state", "another state"]
     recorder = renewing(hub, identity=lambda message: [message])
     with recorder.stream as stream:
         stream.wait_connected(10)
         publish(hub, 100, 100)
-        until(lambda: len(recorder.events) == 100, "all events")
+        until(lambda: len(recorder.events) >= 100, "all events")
         until(lambda: len(hub.seen) >= 2, "a renewal")
         assert recorder.statuses == CALM
     assert "the identity of an event cannot be told" in caplog.text
@@ -112,14 +123,17 @@ def test_an_identity_that_cannot_be_compared_is_logged(hub: Hub, caplog: pytest.
 
 
 def test_a_renewal_that_fails_leaves_the_old_connection(
-    hub: Hub, faults: Proxy, caplog: pytest.LogCaptureFixture
+    hub: Hub, faults: Proxy, caplog: pytest.LogCaptureFixture, replay_of: Callable[[int], None]
 ) -> None:
+    replay_of(2)
+    hub.replay = ["a state", "another state"]
     recorder = renewing(hub, faults.url("/events"))
+    # In the stream's thread, for there it comes before the first renewal.
+    recorder.stream.on_connect(lambda: faults.answer("503 Service Unavailable", times=2))
     with recorder.stream as stream, caplog.at_level(logging.WARNING, "krait_ws.client"):
         stream.wait_connected(10)
-        faults.answer("503 Service Unavailable", times=2)
         publish(hub, 100, 100)
-        until(lambda: len(recorder.events) == 100, "all events")
+        until(lambda: len(recorder.events) >= 100, "all events")
         until(lambda: len(hub.seen) >= 2, "a renewal that succeeds")
         assert recorder.statuses == CALM
     assert sum("no fresh connection" in record.message for record in caplog.records) == 2
@@ -131,11 +145,16 @@ def test_a_refused_token_leaves_the_old_connection_until_one_is_good(hub: Hub) -
     def token() -> str:
         return "good" if good else "bad"
 
+    def spoil() -> None:
+        nonlocal good
+        good = False
+
     hub.token = "good"
     recorder = renewing(hub, auth=Bearer(token))
+    recorder.stream.on_connect(spoil)  # in the stream's thread, for there it comes before the first renewal
     with recorder.stream as stream:
         stream.wait_connected(10)
-        good = False
+        hub.wait_joined()
         until(lambda: hub.seen.count("Bearer bad") >= 3, "attempts")
         hub.publish("while refused")
         until(lambda: recorder.events == ["while refused"], "the event")
@@ -144,38 +163,45 @@ def test_a_refused_token_leaves_the_old_connection_until_one_is_good(hub: Hub) -
         assert recorder.statuses == CALM
 
 
-def test_a_server_that_ends_the_old_connection_when_a_new_one_comes(hub: Hub) -> None:
+def test_a_server_that_ends_the_old_connection_when_a_new_one_comes(hub: Hub, replay_of: Callable[[int], None]) -> None:
     """The fresh one goes on at once, with its replay: no delay, and no rule for close codes."""
+    replay_of(1)
     hub.only_one = True
     hub.replay = ["a state"]
-    recorder = renewing(hub, renew_every=0.05, sync_quiet=0.05, backoff=Backoff((60,)))
+    recorder = renewing(hub, renew_every=0.05, sync_quiet=0.05, sync_max=0.3, backoff=Backoff((60,)))
     with recorder.stream as stream:
         stream.wait_connected(10)
-        until(lambda: recorder.statuses.count(Status.CONNECTED) >= 10, f"ten takeovers: {recorder.statuses}")
-        hub.publish("live")
-        until(lambda: "live" in recorder.events + recorder.replayed, "an event")
+        for times in (4, 7, 10):  # ten at once may take a busy machine too long
+            until(lambda times=times: recorder.statuses.count(Status.CONNECTED) >= times, f"{times} takeovers")
+        # Again and again, for the one that hears it may be on its way out.
+        until(
+            lambda: hub.publish("live") or "live" in recorder.events + recorder.replayed,  # type: ignore[func-returns-value]
+            "an event",
+        )
     assert set(recorder.replayed) - {"live"} == {"a state"}
 
 
 def test_the_old_connection_is_lost_while_the_fresh_one_is_being_opened(hub: Hub, faults: Proxy) -> None:
-    recorder = renewing(hub, faults.url("/events"))
+    recorder = renewing(hub, faults.url("/events"), sync_max=0.3)
+    stall_no_more = recorder.stream.on_connect(faults.stall)  # in the stream's thread: before the first renewal
     with recorder.stream as stream:
         stream.wait_connected(10)
-        faults.stall()
+        hub.wait_joined()
         until(lambda: faults.accepted >= 2, "the fresh connection")
         hub.kick()
+        stall_no_more()
         faults.resume()
-        until(lambda: recorder.statuses.count(Status.CONNECTED) == 2, "the fresh one")
+        until(lambda: recorder.statuses.count(Status.CONNECTED) >= 2, "the fresh one")
         faults.stall()
         until(lambda: faults.accepted >= 3, "the next one")
         faults.cut()
         faults.resume()
-        until(lambda: recorder.statuses.count(Status.CONNECTED) == 3, "a new one, since both were lost")
+        until(lambda: recorder.statuses.count(Status.CONNECTED) >= 3, "a new one, since both were lost")
 
 
 def test_stopping_in_the_middle_of_a_takeover(hub: Hub) -> None:
     for moment in range(8):
-        recorder = renewing(hub, renew_every=0.05)
+        recorder = renewing(hub, renew_every=0.05, sync_max=0.3)
         with recorder.stream as stream:
             stream.wait_connected(10)
             threading.Event().wait(0.03 * moment)
@@ -187,9 +213,11 @@ def test_sending_goes_on_across_a_takeover(any_hub: Hub) -> None:
     recorder = renewing(any_hub, renew_every=0.1, sync_quiet=0.02, sync_max=0.05)
     with recorder.stream as stream:
         stream.wait_connected(10)
-        for number in range(600):
-            stream.send(str(number))
+        sent = 0
+        while sent < 600 or (len(any_hub.seen) <= 3 and sent < 20_000):
+            stream.send(str(sent))
+            sent += 1
             time.sleep(0.001)
-        until(lambda: len(any_hub.received) == 600, f"600 messages, {len(any_hub.received)} came")
+        until(lambda: len(any_hub.received) == sent, f"{sent} messages")
         assert len(any_hub.seen) > 3
-    assert sorted(map(int, any_hub.received)) == list(range(600))
+    assert sorted(map(int, any_hub.received)) == list(range(sent))

@@ -8,9 +8,12 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +31,7 @@ from krait_ws.client import (
     Status,
     Transport,
 )
+from krait_ws.client import feed as feed_module
 from tests.client.hub import Hub, krait_hub
 from tests.client.proxy import Proxy
 from tests.client.servers import websockets_serve
@@ -44,7 +48,7 @@ class Watched(EventStream):
 
     def __init__(self, url: str, transport: dict[str, Any] | None = None, **options: Any) -> None:
         given = {"sync_quiet": 0.05, "backoff": Backoff((0.02,)), **options}
-        super().__init__(Transport(url, **{"proxy": None, "close_timeout": 2, **(transport or {})}), **given)
+        super().__init__(Transport(url, **{"proxy": None, **(transport or {})}), **given)
         self.events: list[Event] = []
         self.statuses: list[Status] = []
         self.on_event(self.events.append)
@@ -54,20 +58,31 @@ class Watched(EventStream):
     def messages(self) -> list[Any]:
         return [event.data for event in self.events]
 
+    def wait_connected(self, timeout: float = 30.0) -> None:
+        """Until the callbacks know it too: who waits wakes before they are called."""
+        super().wait_connected(timeout)
+        until(lambda: self.statuses[-1] is self.status, f"the callbacks; they heard {self.statuses}")
+
     def until(self, *statuses: Status) -> None:
+        """For a status that lasts."""
         until(lambda: self.status in statuses, f"{statuses}, it is {self.status}")
+
+    def until_lost(self) -> None:
+        """It may be CONNECTED again before anybody looks at its status."""
+        until(lambda: Status.LOST_CONNECTION in self.statuses, f"the loss; it was {self.statuses}")
 
     def came_back(self, times: int = 1) -> None:
         until(lambda: self.statuses.count(Status.CONNECTED) > times, f"CONNECTED again; it was {self.statuses}")
 
 
-FAST_PINGS = {"ping_interval": 0.2, "ping_timeout": 0.2, "open_timeout": 1.0}
+FAST_PINGS = {"ping_interval": 0.2, "ping_timeout": 0.2, "open_timeout": 1.0, "close_timeout": 0.5}
 
 
 # ---- the way to CONNECTED
 
 
-def test_replayed_states_are_told_from_live_events(any_hub: Hub) -> None:
+def test_replayed_states_are_told_from_live_events(any_hub: Hub, replay_of: Callable[[int], None]) -> None:
+    replay_of(2)
     any_hub.replay = ["state 1", "state 2"]
     with Watched(any_hub.url, sync_quiet=0.3) as stream:
         stream.wait_connected(10)
@@ -83,7 +98,8 @@ def test_replayed_states_are_told_from_live_events(any_hub: Hub) -> None:
     assert not stream.connected
 
 
-def test_a_replay_that_is_never_quiet_ends_after_sync_max(hub: Hub) -> None:
+def test_a_replay_that_is_never_quiet_ends_after_sync_max(hub: Hub, replay_of: Callable[[int], None]) -> None:
+    replay_of(1)
     stop = threading.Event()
 
     def publish() -> None:
@@ -93,15 +109,23 @@ def test_a_replay_that_is_never_quiet_ends_after_sync_max(hub: Hub) -> None:
     publisher = Task(publish)
     with Watched(hub.url, sync_quiet=5, sync_max=0.3) as stream:
         stream.wait_connected(10)
-        until(lambda: not stream.events[-1].replayed, "a live event")
+        until(lambda: stream.events and not stream.events[-1].replayed, "a live event")
         stop.set()
     publisher.result()
     assert stream.events[0].replayed
 
 
-def test_a_slow_callback_does_not_make_live_events_of_replayed_ones(hub: Hub) -> None:
+def test_a_slow_callback_does_not_make_live_events_of_replayed_ones(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(feed_module, "time", SimpleNamespace(monotonic=lambda: now))  # they arrive at one moment, and …
     hub.replay = ["state 1", "state 2", "state 3"]
     stream = Watched(hub.url, sync_quiet=0.2)
+
+    def wait_for_all(status: Status) -> None:
+        if status is Status.SYNCING:  # … are all there before the first one is taken
+            until(lambda: len(stream._supervisor._inbox._items) == 3, "three states")  # type: ignore[union-attr]
+
+    stream.on_status(wait_for_all)
     stream.on_event(lambda event: time.sleep(0.3))
     with stream:
         stream.wait_connected(10)
@@ -112,6 +136,7 @@ def test_the_time_of_the_last_event_is_in_utc(hub: Hub) -> None:
     with Watched(hub.url) as stream:
         assert stream.last_event_at is None
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.publish("live")
         until(lambda: stream.events, "an event")
         assert stream.last_event_at == stream.events[0].received_at
@@ -178,6 +203,7 @@ def test_a_callback_that_raises_is_logged_and_hurts_nothing(hub: Hub, caplog: py
     stream.on_event(heard.append)
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.publish("live")
         until(lambda: heard, "the event")
     assert stream.statuses == [*FRESH, Status.DISCONNECTED]
@@ -192,6 +218,7 @@ def test_adding_returns_what_removes(hub: Hub) -> None:
     stream.on_event(heard.append)
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.publish("one")
         until(lambda: len(stream.events) == 1, "the event")
         remove()
@@ -218,6 +245,7 @@ def test_callbacks_run_one_at_a_time_and_in_order(hub: Hub) -> None:
     stream.on_event(slow)
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         for number in range(20):
             hub.publish(str(number))
         until(lambda: len(heard) == 20, "all events")
@@ -232,6 +260,7 @@ def test_no_event_is_lost_behind_a_slow_callback(hub: Hub) -> None:
     stream.on_event(lambda event: go_on.wait(10))
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         publisher = Task(lambda: [hub.publish(f"{number:06}" + "x" * 1000) for number in range(4000)])
         until(lambda: len(stream.events) == 1, "the first event")
         assert stream.connected
@@ -248,9 +277,10 @@ def test_a_slow_callback_keeps_nobody_from_sending(hub: Hub) -> None:
     stream.on_event(lambda event: inside.set() or go_on.wait(10))  # type: ignore[func-returns-value]
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.publish("slow")
         assert inside.wait(10)
-        Task(lambda: stream.send("fast")).result(2)
+        Task(lambda: stream.send("fast")).result(9)  # before the callback has had enough
         until(lambda: hub.received == ["fast"], "the message")
         go_on.set()
 
@@ -265,6 +295,7 @@ def test_a_callback_may_send_and_stop(any_hub: Hub) -> None:
     stream.on_event(answer)
     with stream:
         stream.wait_connected(10)
+        any_hub.wait_joined()
         any_hub.publish("question")
         stream.until(Status.DISCONNECTED)
     until(lambda: any_hub.received == ["answer"], "the answer")
@@ -311,6 +342,7 @@ def test_connect_and_disconnect_callbacks(hub: Hub) -> None:
     stream.on_disconnect(lambda: seen.append("disconnect"))
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.kick()
         stream.came_back()
     assert seen == ["connect", "disconnect"] * 2
@@ -321,7 +353,7 @@ def test_a_new_connection_is_greeted_before_its_messages_are_taken(any_hub: Hub)
     stream = Watched(any_hub.url)
 
     def greet(link: Link) -> None:
-        assert link.recv(5) == "hello"
+        assert link.recv(10) == "hello"
         link.send("subscribe")
 
     stream.on_open(greet)
@@ -329,6 +361,7 @@ def test_a_new_connection_is_greeted_before_its_messages_are_taken(any_hub: Hub)
         stream.wait_connected(10)
         any_hub.kick()
         stream.came_back()
+        until(lambda: len(stream.messages) == 2, "two states")
     until(lambda: any_hub.received == ["subscribe"] * 2, "two greetings")
     assert stream.messages == ["state"] * 2
 
@@ -360,11 +393,13 @@ def test_a_greeting_that_exits_fails_the_attempt(hub: Hub) -> None:
 
 
 def test_the_time_to_open_does_not_count_as_stable(hub: Hub) -> None:
-    stream = Watched(hub.url, backoff=Backoff((0.01, 60), stable_after=1.0))
-    stream.on_open(lambda link: time.sleep(1.1))
+    # A busy machine must not make it stable either: the kick has 3.5 s.
+    stream = Watched(hub.url, backoff=Backoff((0.01, 60), stable_after=3.5))
+    stream.on_open(lambda link: time.sleep(3.6 if len(hub.seen) == 2 else 0))
     with stream:
         for count in (1, 2):
             until(lambda count=count: stream.statuses.count(Status.SYNCING) == count, "a connection")
+            hub.wait_joined(count)
             hub.kick()
             until(lambda count=count: stream.statuses.count(Status.RECONNECTING) == count, "its loss")
         time.sleep(0.3)
@@ -375,8 +410,9 @@ def test_a_greeting_that_hangs_is_given_up(hub: Hub) -> None:
     stream = Watched(hub.url, {"open_timeout": 0.2})
     stream.on_open(lambda link: link.recv())
     with stream:
-        until(lambda: isinstance(stream.error, ConnectionUnavailableError), "giving up")
-        assert "not greeted after 0.4 s" in str(stream.error)
+        # A busy machine may need longer to open one; then it is tried again.
+        until(lambda: "not greeted after 0.4 s" in str(stream.error), f"giving up; it was {stream.error}")
+        assert isinstance(stream.error, ConnectionUnavailableError)
 
 
 def test_last_words(any_hub: Hub) -> None:
@@ -391,7 +427,8 @@ def test_last_words(any_hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset"])
-def test_a_lost_connection_comes_back(hub: Hub, faults: Proxy, fault: str) -> None:
+def test_a_lost_connection_comes_back(hub: Hub, faults: Proxy, fault: str, replay_of: Callable[[int], None]) -> None:
+    replay_of(1)
     hub.replay = ["state"]
     with Watched(faults.url("/events")) as stream:
         stream.wait_connected(10)
@@ -406,6 +443,7 @@ def test_a_lost_connection_comes_back(hub: Hub, faults: Proxy, fault: str) -> No
 def test_a_close_of_the_server_is_a_loss(any_hub: Hub) -> None:
     with Watched(any_hub.url) as stream:
         stream.wait_connected(10)
+        any_hub.wait_joined()
         any_hub.kick(1001, "restart")
         stream.came_back()
         assert stream.statuses == FRESH + AGAIN
@@ -420,8 +458,8 @@ def test_a_dead_link_is_noticed_by_its_pings(faults: Proxy, fault: str) -> None:
         stream.wait_connected(10)
         started = time.monotonic()
         getattr(faults, fault)()
-        stream.until(Status.LOST_CONNECTION, Status.RECONNECTING)
-        assert time.monotonic() - started < 3
+        stream.until_lost()
+        assert time.monotonic() - started < 9  # the usual pings take 40 s
         faults.cut()
         faults.resume()
         stream.came_back()
@@ -429,13 +467,18 @@ def test_a_dead_link_is_noticed_by_its_pings(faults: Proxy, fault: str) -> None:
 
 def test_a_missing_heartbeat_counts_as_lost(any_hub: Hub) -> None:
     """The link is fine and answers pings, but the server says nothing any more."""
+    started = datetime.now(timezone.utc)
     with Watched(any_hub.url, stale_after=1.0) as stream:
         stream.wait_connected(10)
+        any_hub.wait_joined()
         for _ in range(15):
             any_hub.publish("beat")
             time.sleep(0.1)
-        assert stream.statuses == FRESH
-        stream.until(Status.LOST_CONNECTION, Status.RECONNECTING)
+        statuses = list(stream.statuses)
+        beats = [started, *(event.received_at for event in list(stream.events)), datetime.now(timezone.utc)]
+        longest = max(later - earlier for earlier, later in pairwise(beats))
+        assert statuses == FRESH or longest > timedelta(seconds=0.9), "the machine let the beats come in time"
+        stream.until_lost()
         assert isinstance(stream.error, PeerTimeoutError)
         stream.came_back()
 
@@ -445,6 +488,7 @@ def test_one_byte_at_a_time(hub: Hub, faults: Proxy) -> None:
     faults.slow(1)
     with Watched(faults.url("/events"), sync_quiet=0.5) as stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         for number in range(20):
             hub.publish(f"event {number}")
         until(lambda: len(stream.events) == 21, "all events")
@@ -475,7 +519,8 @@ def test_an_upgrade_that_is_not_answered_has_a_deadline(faults: Proxy) -> None:
     faults.stall()
     with Watched(faults.url("/events"), {"open_timeout": 0.3}) as stream:
         stream.until(Status.RECONNECTING)
-        assert "not open after 0.3 s" in str(stream.error)
+        # The stream's own deadline is twice as long, and may be first on a busy machine; then it is tried again.
+        until(lambda: "not open after 0.3 s" in str(stream.error), f"the deadline; it was {stream.error}")
         faults.cut()
         faults.resume()
         stream.wait_connected(10)
@@ -489,12 +534,16 @@ def test_delays_grow_until_a_connection_was_stable(hub: Hub) -> None:
             asked.append(failures)
             return super().delay(failures, error)
 
-    with Watched(hub.url, backoff=Asked((0.01,), stable_after=0.5)) as stream:
+    backoff = Asked((0.01,), stable_after=600)
+    with Watched(hub.url, backoff=backoff) as stream:
         for times in range(3):
             stream.came_back(times)
+            hub.wait_joined(times + 1)
             hub.kick()
         stream.came_back(3)
-        time.sleep(0.6)  # is what makes it stable
+        hub.wait_joined(4)
+        object.__setattr__(backoff, "stable_after", 0.3)  # now: before, a kick may have needed as long
+        time.sleep(0.4)  # is what makes it stable
         hub.kick()
         stream.came_back(4)
     assert asked == [0, 1, 2, 0]
@@ -507,18 +556,19 @@ def test_over_tls_it_comes_back_and_goes_on_to_check_the_certificate(tmp_path: P
     (tmp_path / "site").mkdir()
     with krait_hub(tmp_path / "site", **certificate.settings) as hub, Proxy(hub.port) as faults:
         url = faults.url("/events", "wss")
-        with Watched(url, {"ssl": certificate.context()}, renew_every=0.2, sync_max=0.2) as stream:
+        with Watched(url, {"ssl": certificate.context()}) as stream:
             stream.wait_connected(10)
             faults.cut()
             stream.came_back()
-            until(lambda: len(hub.seen) >= 4, "two renewals")
-            hub.publish("live")
-            until(lambda: "live" in stream.messages, "the event")
-        seen = len(hub.seen)
-        with Watched(url, {"ssl": other.context()}) as stream:
+        with Watched(url, {"ssl": certificate.context()}, renew_every=0.2, sync_max=1.0) as stream:
+            until(lambda: len(hub.seen) >= 5, "two renewals")
+            # Again and again, for the fresh connection may not have joined yet.
+            until(lambda: hub.publish("live") or "live" in stream.messages, "the event")  # type: ignore[func-returns-value]
+        wrong = {"ssl": other.context(), "headers": {"Authorization": "in the wrong hands"}}
+        with Watched(url, wrong) as stream:
             stream.until(Status.RECONNECTING)
             assert "certificate verify failed" in str(stream.error)
-        assert len(hub.seen) == seen
+        assert "in the wrong hands" not in hub.seen
 
 
 # ---- giving up
@@ -527,6 +577,7 @@ def test_over_tls_it_comes_back_and_goes_on_to_check_the_certificate(tmp_path: P
 def test_what_the_application_closes_with_ends_it(any_hub: Hub) -> None:
     with Watched(any_hub.url) as stream:
         stream.wait_connected(10)
+        any_hub.wait_joined()
         any_hub.kick(4001, "your account is gone")
         with pytest.raises(ConnectionClosedError, match="your account is gone"):
             stream.run_forever()
@@ -538,8 +589,10 @@ def test_a_rule_of_the_user_may_go_on(hub: Hub) -> None:
     rule = Backoff((0.02,), retry=lambda error: isinstance(error, ConnectionClosedError) and error.code != 4002)
     with Watched(hub.url, backoff=rule) as stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.kick(4001, "come back")
         stream.came_back()
+        hub.wait_joined(2)
         hub.kick(4002, "do not")
         stream.until(Status.RECONNECT_FAILED)
 
@@ -550,6 +603,7 @@ def test_a_rule_that_raises_is_logged_and_the_usual_one_is_taken(hub: Hub, caplo
 
     with Watched(hub.url, backoff=Backoff((0.02,), retry=broken)) as stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.kick()
         stream.came_back()
     assert "the rule for new attempts raised" in caplog.text
@@ -573,6 +627,7 @@ def test_without_attempts_it_never_comes_back_and_sends_nothing(hub: Hub) -> Non
     """sidekick says so of itself, and then opens a new connection silently with the next command."""
     with Watched(hub.url, backoff=Backoff(attempts=0)) as stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.kick()
         stream.until(Status.RECONNECT_FAILED)
         with pytest.raises(ConnectionUnavailableError, match="reconnect failed"):
@@ -605,13 +660,14 @@ def test_stop_from_any_state_is_quick(hub: Hub, faults: Proxy) -> None:
     faults.resume()
     with Watched(faults.url("/events"), backoff=Backoff((60,))) as sleeping:
         sleeping.wait_connected(10)
+        hub.wait_joined()
         hub.kick()
         sleeping.until(Status.RECONNECTING)
         assert sleeping.stop()
     with Watched(faults.url("/events"), sync_quiet=60, sync_max=60) as syncing:
         syncing.until(Status.SYNCING)
         assert syncing.stop()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert {stream.status for stream in (dialling, sleeping, syncing)} == {Status.DISCONNECTED}
 
 
@@ -620,8 +676,8 @@ def test_stop_has_a_deadline_when_the_server_does_not_answer(faults: Proxy) -> N
         stream.wait_connected(10)
         faults.stall()
         started = time.monotonic()
-        assert stream.stop()
-        assert time.monotonic() - started < 3
+        assert stream.stop(60)
+        assert time.monotonic() - started < 9  # the package would take ten seconds
     faults.resume()
 
 
@@ -631,6 +687,7 @@ def test_stop_has_a_deadline_when_a_callback_does_not_return(hub: Hub) -> None:
     stream.on_event(lambda event: go_on.wait(30))
     with stream:
         stream.wait_connected(10)
+        hub.wait_joined()
         hub.publish("stuck")
         until(lambda: stream.events, "the event")
         assert not stream.stop(0.2)
@@ -686,18 +743,19 @@ def test_a_thousand_starts_and_stops_leave_nothing(hub: Hub) -> None:
 
 SCRIPT = """
 {patch}
-import sys, threading
+import logging, sys, threading
 from krait_ws.client import Backoff, EventStream, Status
 
-stream = EventStream(sys.argv[1], sync_quiet=0.1, backoff=Backoff((0.05,)), renew_every=0.5)
+logging.getLogger("krait_ws.client").setLevel("ERROR")  # that a loss hit a renewal too is a warning
+stream = EventStream(sys.argv[1], sync_quiet=0.1, backoff=Backoff((0.05,)), renew_every={renew_every})
 heard = []
+done = threading.Event()
 stream.on_event(lambda event: (heard.append(event.data), stream.send("heard " + event.data)))
+stream.on_event(lambda event: event.data == "end" and done.set())
 stream.on_close(lambda link: link.send("goodbye"))
 stream.start()
 stream.wait_connected(10)
 stream.send("ready")
-done = threading.Event()
-stream.on_event(lambda event: event.data == "end" and done.set())
 assert done.wait(20)
 {ending}
 """
@@ -708,8 +766,9 @@ PATCH = "from gevent import monkey; monkey.patch_all()"
 @pytest.mark.parametrize("ending", ["", "stream.stop()", "raise SystemExit(0)"], ids=["falls off", "stops", "exits"])
 def test_a_process_says_goodbye_at_its_end(hub: Hub, patch: str, ending: str) -> None:
     """A stream that runs when the interpreter exits is stopped, and keeps nobody from exiting."""
-    with process(SCRIPT.format(patch=patch, ending=ending), hub.url) as running:
+    with process(SCRIPT.format(patch=patch, ending=ending, renew_every=0.5), hub.url) as running:
         until(lambda: "ready" in hub.received, "the stream")
+        hub.wait_joined(len(hub.seen))  # of a renewal too, if there was one
         hub.publish("first")
         until(lambda: "heard first" in hub.received, "the event")
         hub.kick()
@@ -719,7 +778,7 @@ def test_a_process_says_goodbye_at_its_end(hub: Hub, patch: str, ending: str) ->
         assert running.wait(20) == 0
         assert running.stderr is not None
         assert running.stderr.read() == ""
-    until(lambda: hub.received[-1] == "goodbye", "the last words")
+    until(lambda: "goodbye" in hub.received, "the last words")  # what an older connection brought may be told later
     hub.wait_for(0)
 
 
@@ -756,7 +815,8 @@ def test_ctrl_c_ends_run_forever(hub: Hub, patch: str) -> None:
         "wait = stream._changed.wait_for\nstream._changed.wait_for = lambda *a: (print('waits', flush=True), wait(*a))"
     )
     ending = f"{waits}\nstream.run_forever(); print(stream.status.name)"
-    with process(SCRIPT.format(patch=patch, ending=ending), hub.url) as running:
+    # No renewals: with gevent Ctrl-C comes to whichever greenlet runs, and a renewal would take it for its failure.
+    with process(SCRIPT.format(patch=patch, ending=ending, renew_every=None), hub.url) as running:
         until(lambda: "ready" in hub.received, "the stream")
         hub.publish("end")
         until(lambda: "heard end" in hub.received, "the end")

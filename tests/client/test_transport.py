@@ -25,11 +25,14 @@ from krait_ws.client import (
 )
 from krait_ws.errors import KraitError
 from tests.client.proxy import Proxy
-from tests.client.servers import PROTOCOL, websockets_serve
+from tests.client.servers import PROTOCOL, is_read, websockets_serve
 from tests.helpers import Task, until
 
-SOON = 5.0
-"""Seconds; what should come at once has not come by then."""
+SOON = 20.0
+"""Seconds; what should come at once has not come by then. The machine may be busy."""
+
+QUICK = 9.0
+"""Seconds; what has a deadline of its own took less. The usual deadlines are ten seconds and more."""
 
 
 @contextlib.contextmanager
@@ -131,6 +134,7 @@ def test_our_close_is_told_to_the_server_and_wakes_the_reader() -> None:
             reader.result()
         assert closed.value.code == 3001
         link.close()
+        until(lambda: codes, "the server saw it")  # it may be late; the end of the server would come first then
     assert codes == [(3001, "going")]
 
 
@@ -165,7 +169,8 @@ def test_a_receive_has_a_deadline(talker: int) -> None:
 
 def test_there_is_one_reader(talker: int) -> None:
     with linked(talker) as link:
-        first = Task(lambda: link.recv(SOON)).until_blocked()
+        first = Task(lambda: link.recv(SOON))
+        until(lambda: is_read(link), "the first reads")
         with pytest.raises(ConnectionBusyError):
             link.recv(0)
         link.send("for the first")
@@ -256,7 +261,7 @@ def test_credentials_that_raise_or_hang_are_told(talker: int) -> None:
     began = time.monotonic()
     with pytest.raises(ConnectionUnavailableError, match=r"not open after 0\.2 s"):
         transport(talker, auth=Hanging(), open_timeout=0.2).open()
-    assert time.monotonic() - began < SOON - 1
+    assert time.monotonic() - began < QUICK
     released.set()
 
 
@@ -317,7 +322,7 @@ def test_an_unanswered_upgrade_has_a_deadline(proxy: Proxy) -> None:
     began = time.monotonic()
     with pytest.raises(ConnectionUnavailableError, match=r"not open after 0\.2 s"):
         transport(proxy.port, open_timeout=0.2).open()
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - began < QUICK
 
 
 def test_a_name_server_that_hangs_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +331,7 @@ def test_a_name_server_that_hangs_has_a_deadline(monkeypatch: pytest.MonkeyPatch
     began = time.monotonic()
     with pytest.raises(ConnectionUnavailableError, match=r"not open after 0\.2 s"):
         Transport("ws://slow.invalid/", proxy=None, open_timeout=0.2).open()
-    assert time.monotonic() - began < SOON - 1
+    assert time.monotonic() - began < QUICK
     released.set()
 
 
@@ -335,7 +340,7 @@ def test_an_upgrade_byte_by_byte_has_one_deadline(proxy: Proxy) -> None:
     began = time.monotonic()
     with pytest.raises(ConnectionUnavailableError, match=r"not open after 0\.3 s"):
         transport(proxy.port, open_timeout=0.3).open()
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - began < QUICK
 
 
 def test_an_upgrade_can_be_given_up(proxy: Proxy) -> None:
@@ -396,12 +401,12 @@ def test_a_cut_wakes_the_reader(proxy: Proxy, fault: str) -> None:
 def test_a_dead_link_is_noticed_by_pings(proxy: Proxy, fault: str) -> None:
     """The options count: sidekick-py ignored them; pyisyox never noticed."""
     with linked(proxy.port, ping_interval=0.1, ping_timeout=0.2, close_timeout=0.2) as link:
-        reader = Task(link.recv).until_blocked()
+        reader = Task(link.recv)  # on a busy machine its pings may end it before the fault does
         getattr(proxy, fault)()
         began = time.monotonic()
         with pytest.raises(ConnectionClosedError, match="ping"):
             reader.result(SOON)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < QUICK
 
 
 def test_without_pings_none_are_sent(proxy: Proxy) -> None:
@@ -421,7 +426,7 @@ def test_a_send_to_a_server_that_does_not_read_has_a_deadline(proxy: Proxy) -> N
         with pytest.raises(ConnectionClosedError) as closed:
             fill(link)
         assert closed.value.code == 1006
-        assert time.monotonic() - began < SOON
+        assert time.monotonic() - began < QUICK
 
 
 def test_an_abort_wakes_a_send_that_is_stuck(proxy: Proxy) -> None:
@@ -433,7 +438,7 @@ def test_an_abort_wakes_a_send_that_is_stuck(proxy: Proxy) -> None:
     link.abort()
     with pytest.raises(ConnectionClosedError):
         sender.result(SOON)
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - began < QUICK
     link.abort()
     link.close()
 
@@ -446,7 +451,7 @@ def test_a_close_has_its_deadline_although_a_send_is_stuck(proxy: Proxy) -> None
     with pytest.raises(TimeoutError, match="no pong"):
         link.ping(0.2)
     link.close()
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - began < QUICK
     with pytest.raises(ConnectionClosedError):
         sender.result(SOON)
 
@@ -480,7 +485,7 @@ def test_a_close_that_is_not_answered_has_a_deadline(proxy: Proxy) -> None:
     proxy.half_open()
     began = time.monotonic()
     link.close()
-    assert time.monotonic() - began < SOON
+    assert time.monotonic() - began < QUICK
     assert not link.is_open
 
 

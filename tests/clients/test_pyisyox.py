@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -51,7 +52,7 @@ def subscribed(start: Start, url: str, kind: str = "local") -> Program:
 
 def module(name: str) -> dict[str, Any]:
     """The variables of a module of the hub that is being served."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f".{name}")]
+    (found,) = [module for key, module in list(sys.modules.items()) if key.endswith(f".{name}")]
     return vars(found)
 
 
@@ -118,7 +119,8 @@ def test_a_heartbeat_is_an_event_and_no_change(site: SiteServer, start: Start, m
     for _ in range(5):
         program.wait_for("event", control="_0", address="")
     # Its sign of quiet is a second without a frame: with a heartbeat in each it takes the ten seconds that it allows.
-    program.wait_for("status", status="CONNECTED")
+    # It may have come before the five, where the machine is so slow that there was a second without a heartbeat.
+    eventually(lambda: "CONNECTED" in statuses(program))
     assert statuses(program) == UP
     assert len(site.server.sessions) == 1
 
@@ -176,8 +178,8 @@ def test_a_token_that_is_good_no_more_is_renewed_once(
     assert tokens.user_of(access) is None
 
 
-def test_after_a_restart_that_lost_all_tokens_it_signs_in_again(krait_site: Serve, start: Start) -> None:
-    site = krait_site(SITES / "hub")
+def test_after_a_restart_that_lost_all_tokens_it_signs_in_again(krait_site: Serve, start: Start, own_port: int) -> None:
+    site = krait_site(SITES / "hub", port=own_port)
     program = subscribed(start, site.url, "portal")
     site.close()
     program.wait_for("status", status="LOST_CONNECTION")
@@ -216,7 +218,10 @@ def test_backs_off_while_the_hub_is_away_and_comes_back(site: SiteServer, start:
         proxy.accept()
         program.wait_for("status", status="CONNECTED", timeout=PATIENCE + 5)
         waits = [later - earlier for earlier, later in itertools.pairwise(tries)]
-        assert 0.9 < waits[0] < 1.9 < waits[1]
+        # Each is longer than the one before; how long they take in the end is a matter of the machine, too.
+        eventually(lambda: re.findall(r"WS reconnect in (\S+)s", program.errors)[:2] == ["1.0", "2.0"])
+        assert waits[0] > 0.9
+        assert waits[1] > 1.9
 
 
 def test_an_answer_that_is_no_upgrade_makes_it_try_again(site: SiteServer, start: Start) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ class Panel:
         self.client: Client = site.connect(f"/?room={room}" if room else "/", timeout=PATIENCE)
         payload = {"peerId": peer_id, "role": role, "status": "online", "version": "1", "timestamp": 1}
         self.send("system", "announce", payload=payload)
+        # Whoever comes while it comes in may be announced to it twice: as one who is there, and as one who comes.
+        eventually(lambda: peer_id in online(room), what="the panel to come in")
 
     def send(self, module: str, kind: str, **fields: Any) -> None:
         self.client.send(json.dumps({"id": 0, "module": module, "type": kind, **fields}))
@@ -53,6 +56,16 @@ class Panel:
             raise AssertionError(f"there came {message!r}")
 
 
+def online(room: str = "") -> set[str]:
+    """The peer ids that are online in a room, when all others have been told of them."""
+    (module,) = [module for name, module in list(sys.modules.items()) if name.endswith("._relay")]
+    found, _ = vars(module)["rooms"]._rooms.get(room, (None, None))
+    if found is None:
+        return set()
+    with found._lock:
+        return set(found._online)
+
+
 def name_of(message: dict[str, Any]) -> str:
     if message["type"] == "announce":
         return f"{message['payload']['role']}/{message['payload']['status']}"
@@ -60,8 +73,8 @@ def name_of(message: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def site(krait_site: Serve) -> SiteServer:
-    return krait_site(SITES / "relay")
+def site(krait_site: Serve, own_port: int) -> SiteServer:
+    return krait_site(SITES / "relay", port=own_port)
 
 
 @pytest.fixture
@@ -106,7 +119,7 @@ def test_announces_itself_and_finds_the_panel(site: SiteServer, start: Callable[
 def test_waits_for_a_panel_that_comes_later(site: SiteServer, start: Callable[..., Program]) -> None:
     script = start()
     script.tell("draw", columns=3, rows=2)
-    eventually(lambda: len(site.server.sessions) == 1, what="the script's connection")
+    eventually(lambda: len(site.server.sessions) == 1 and online(), what="the script to be online")
     panel = Panel(site)
     script.wait_for("done", command="draw")
     panel.expect("hero/online", *START)

@@ -28,15 +28,15 @@ class Peer:
         head, _, self._bytes = self._bytes.partition(b"\r\n\r\n")
         self.request = head.decode()
 
-    def accept(self, more: str = "") -> None:
-        """Reads the request and answers with 101."""
+    def accept(self, more: str = "", behind: bytes = b"") -> None:
+        """Reads the request and answers with 101; ``behind`` goes out in the same packet."""
         self.read_request()
         found = re.search(r"Sec-WebSocket-Key: (\S+)", self.request)
         assert found
         digest = hashlib.sha1(found[1].encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
         self.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n" + more.encode() + b"\r\n"
+            b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n" + more.encode() + b"\r\n" + behind
         )
 
     def send(self, data: bytes) -> None:

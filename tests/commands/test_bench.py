@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -40,9 +41,13 @@ TICKER = (
 )
 
 
-def load(url: str, **plan: Any) -> Result:
-    """A short load."""
-    return Load(Plan(target_of(url), **{"connections": 3, "seconds": 0.3, "timeout": 5, **plan})).run(lambda line: None)
+def load(url: str, least: int = 0, **plan: Any) -> Result:
+    """A short load; once more and longer, where the machine is so slow that fewer messages than ``least`` came back."""
+    plan = {"connections": 3, "seconds": 0.3, "timeout": PATIENCE, **plan}
+    result = Load(Plan(target_of(url), **plan)).run(lambda line: None)
+    if result.messages < least:
+        result = Load(Plan(target_of(url), **{**plan, "seconds": 10.0})).run(lambda line: None)
+    return result
 
 
 def accepting(answer: Callable[[bytes], bytes]) -> Callable[[Peer], None]:
@@ -72,7 +77,7 @@ def accepting(answer: Callable[[bytes], bytes]) -> Callable[[Peer], None]:
     ids=lambda plan: " ".join(f"{name}={value}" for name, value in plan.items()) or "default",
 )
 def test_an_echo_is_counted_and_nothing_is_wrong(krait_site: Serve, plan: dict[str, Any]) -> None:
-    result = load(f"{krait_site(SITE).url}/loop", **plan)
+    result = load(f"{krait_site(SITE).url}/loop", least=1, **plan)
     assert result.errors == Counter()
     assert result.messages > 0
     assert result.payload_bytes == result.messages * plan.get("size", 32)
@@ -84,11 +89,12 @@ def test_an_echo_is_counted_and_nothing_is_wrong(krait_site: Serve, plan: dict[s
 
 def test_a_push_url_is_only_listened_to(krait_site: Serve, tmp_path: Path) -> None:
     (tmp_path / "ticker.py").write_text(TICKER)
-    result = load(f"{krait_site(tmp_path).url}/ticker", is_push=True, hello="subscribe", seconds=0.5)
+    result = load(f"{krait_site(tmp_path).url}/ticker", least=3 * 5, is_push=True, hello="subscribe", seconds=0.5)
     assert result.errors == Counter()
     assert result.messages >= 3 * 5
     assert result.payload_bytes >= result.messages * 300
-    assert result.latencies.quantiles()["p50"] >= 4000
+    # The mean, because after a message that was late the next one seems early.
+    assert result.latencies.quantiles()["mean"] >= 4000
 
 
 def test_a_push_url_that_says_nothing_has_failed(krait_site: Serve) -> None:
@@ -98,7 +104,7 @@ def test_a_push_url_that_says_nothing_has_failed(krait_site: Serve) -> None:
 def test_wss(krait_site: Serve, certificate: Certificate) -> None:
     site = krait_site(SITE, **certificate.settings)
     url = f"wss://localhost:{site.port}/loop"
-    result = load(url, tls=certificate.context(), in_flight=4, size=40_000)
+    result = load(url, least=11, tls=certificate.context(), in_flight=4, size=40_000)
     assert result.errors == Counter()
     assert result.messages > 10
     done = run(url, "-c", "2", "-d", "0.3")
@@ -148,7 +154,7 @@ def with_a_long_head(payload: bytes) -> bytes:
 @pytest.mark.parametrize("in_flight", [1, 7])
 def test_an_echo_may_come_in_many_forms(answer: Callable[[bytes], bytes], in_flight: int) -> None:
     with server(accepting(answer)) as url:
-        result = load(url, in_flight=in_flight)
+        result = load(url, least=11, in_flight=in_flight)
     assert result.errors == Counter()
     assert result.messages > 10
 
@@ -171,7 +177,7 @@ def test_an_echo_may_come_byte_by_byte_and_its_form_may_change() -> None:
         peer.echoes(answer)
 
     with server(behave) as url:
-        result = load(url, in_flight=2)
+        result = load(url, least=4, in_flight=2)
     assert result.errors == Counter()
     assert result.messages > 3
 
@@ -180,8 +186,7 @@ def test_a_ping_is_answered() -> None:
     pongs = []
 
     def behave(peer: Peer) -> None:
-        peer.accept()
-        peer.send(server_frame(0x89, b"abc"))
+        peer.accept(behind=server_frame(0x89, b"abc"))  # with the 101, so that it comes before the close
         while (frame := peer.frame())[0] != 8:
             pongs.append(frame)
         peer.send(server_frame(0x88, frame[1]))
@@ -319,11 +324,21 @@ def test_what_never_comes_is_a_timeout() -> None:
     def without_answer(peer: Peer) -> None:
         ended.wait(PATIENCE)
 
+    def errors_of(url: str, **plan: Any) -> tuple[Counter[str], float]:
+        """Of a load, and its timeout: the first in which a machine that may be slow has done the handshakes."""
+        for timeout in (0.3, 5.0):
+            errors = load(url, timeout=timeout, **plan).errors
+            if not any("no handshake" in kind for kind in errors):
+                break
+        return errors, timeout
+
     with server(without_echo) as silent, server(without_answer) as deaf:
         try:
-            assert load(silent, seconds=30, timeout=0.3).errors == {"timeout: no echo within 0.3 s": 3}
+            errors, timeout = errors_of(silent, seconds=30)
+            assert errors == {f"timeout: no echo within {timeout:g} s": 3}
             assert load(deaf, timeout=0.3).errors == {"timeout: no handshake within 0.3 s": 3}
-            assert load(silent, is_push=True, timeout=0.3).errors == {"timeout: no close frame within 0.3 s": 3}
+            errors, timeout = errors_of(silent, is_push=True)
+            assert errors == {f"timeout: no close frame within {timeout:g} s": 3}
         finally:
             ended.set()
 
@@ -336,13 +351,13 @@ def test_one_bad_connection_leaves_the_others_alone() -> None:
         with lock:
             number = next(numbers)
         peer.accept()
-        if number == 1:
+        if number % 4 == 1:  # one of each load
             peer.frame()  # unread, it would be a reset
             return
         peer.echoes(lambda payload: server_frame(0x81, payload))
 
     with server(behave) as url:
-        result = load(url, connections=4)
+        result = load(url, least=11, connections=4)
     assert result.errors == {"lost: no close frame": 1}
     assert result.messages > 10
 
@@ -378,7 +393,7 @@ def test_a_rate_counts_the_time_that_messages_had_to_wait_for_the_loader() -> No
     stalls = iter([0.4])
 
     with server(accepting(lambda payload: server_frame(0x81, payload))) as url:
-        plan = Plan(target_of(url), connections=1, seconds=1, rate=200, timeout=5)
+        plan = Plan(target_of(url), connections=1, seconds=1, rate=200, timeout=PATIENCE)
         result = Load(plan).run(lambda line: time.sleep(next(stalls, 0.0) if line.startswith("running") else 0.0))
     assert result.errors == Counter()
     assert sum(count for micros, count in result.latencies.counts() if micros > 100_000) >= 40  # due in 300 ms
@@ -459,17 +474,20 @@ def test_the_command_prints_figures_and_a_histogram(krait_site: Serve) -> None:
 
 
 def test_the_command_prints_json(krait_site: Serve) -> None:
-    done = run(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "0.3", "--json")
-    found = json.loads(done.stdout)
+    url = f"{krait_site(SITE).url}/loop"
+    for seconds in ("0.3", "10"):  # the longer time where the machine is so slow that nothing comes back in the other
+        found = json.loads(run(url, "-c", "2", "-d", seconds, "--json").stdout)
+        if found["messages"]:
+            break
     assert found["errors"] == {}
     assert found["messages"] > 0
-    assert found["messages_per_second"] == pytest.approx(found["messages"] / found["seconds"], rel=0.01)
+    assert found["messages_per_second"] == pytest.approx(found["messages"] / found["seconds"], rel=0.01, abs=0.1)
 
 
 def test_progress_is_shown_on_a_terminal(krait_site: Serve) -> None:
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        command(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "1.5"), stdout=subprocess.PIPE, stderr=theirs
+        command(f"{krait_site(SITE).url}/loop", "-c", "2", "-d", "4.5"), stdout=subprocess.PIPE, stderr=theirs
     ) as process:
         os.close(theirs)
         seen = b""
@@ -478,7 +496,7 @@ def test_progress_is_shown_on_a_terminal(krait_site: Serve) -> None:
                 seen += data
         assert process.wait(PATIENCE) == 0
     os.close(ours)
-    assert re.search(rb"running: 2 connections, [1-9][0-9,]* messages/s, [01] of 1.5 s", seen), seen
+    assert re.search(rb"running: 2 connections, [1-9][0-9,]* messages/s, [0-4] of 4.5 s", seen), seen
     assert seen.endswith(b"\r\x1b[K")  # nothing of it stays
 
 
@@ -515,9 +533,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
 
 def test_ctrl_c_gives_the_figures_so_far() -> None:
     met = threading.Event()
+    answers = itertools.count()
 
     def answer(payload: bytes) -> bytes:
-        met.set()
+        # It sends the second message when it has the echo of the first, and measures from before that. So there are
+        # figures now; of a while, because it rounds the seconds.
+        if next(answers) == 300:
+            met.set()
         return server_frame(0x81, payload)
 
     with server(accepting(answer)) as url:
@@ -525,7 +547,6 @@ def test_ctrl_c_gives_the_figures_so_far() -> None:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
         try:
             assert met.wait(PATIENCE)
-            time.sleep(0.3)  # so that there are figures
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=PATIENCE)
         finally:

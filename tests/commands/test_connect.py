@@ -32,6 +32,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "krait_ws", "connect", *arguments]
 
 
+LINGER = ("--linger", "5")
+"""For who waits for the last answers: a busy machine may take longer than the second that it lingers by default."""
+
+
 def talk(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*arguments), input=lines, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -47,7 +51,7 @@ def url(krait_site: Serve, tmp_path: Path) -> str:
 
 
 def test_lines_go_out_and_what_comes_is_shown(url: str) -> None:
-    done = talk("hello\n\nzwölf 🐍\n//slash\n@@at\nlast", url)
+    done = talk("hello\n\nzwölf 🐍\n//slash\n@@at\nlast", url, *LINGER)
     assert done.stdout.splitlines() == [
         "text 5: hello",
         "text 0: ",
@@ -63,13 +67,13 @@ def test_lines_go_out_and_what_comes_is_shown(url: str) -> None:
 def test_a_file_goes_out_as_binary(url: str, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"\x00\x01\xff")
     (tmp_path / "long file").write_bytes(bytes(100))
-    done = talk(f"@{tmp_path}/short\n@{tmp_path}/long file\n@{tmp_path}/none\n", url)
+    done = talk(f"@{tmp_path}/short\n@{tmp_path}/long file\n@{tmp_path}/none\n", url, *LINGER)
     assert done.stdout.splitlines() == ["binary 3: 00 01 ff", "binary 100: " + "00 " * 32 + "…"]
     assert f"{tmp_path}/none: No such file or directory" in done.stderr
 
 
 def test_the_home_of_nobody(url: str) -> None:
-    done = talk("@~nobody-of-this-name/file\nafter\n", url)
+    done = talk("@~nobody-of-this-name/file\nafter\n", url, *LINGER)
     assert done.stdout == "text 5: after\n"
     assert "Traceback" not in done.stderr
     assert done.returncode == 0

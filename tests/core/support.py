@@ -71,15 +71,26 @@ class Puppet(WebsocketsCtrlBase):
 
         def sleeps() -> bool:
             nonlocal looks
-            looks = looks + 1 if self._sleeps() else 0
+            looks = looks + 1 if self.state == "S" else 0
             return looks > 5
 
         until(sleeps, "the handler waits")
 
-    def _sleeps(self) -> bool:
+    def stack_in_use(self) -> int:
+        """Bytes of its thread's stack above where it waits now."""
+        pointer = int(Path(f"/proc/self/task/{self._native_id}/syscall").read_text().split()[-2], 16)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(address, 16) for address in line.split()[0].split("-"))
+            if start <= pointer < end:
+                return end - pointer
+        raise AssertionError("its stack is nowhere")
+
+    @property
+    def state(self) -> str:
+        """What the system says of its thread: ``R`` for running, ``S`` for asleep; nothing before there is one."""
         if not self._native_id:
-            return False
-        return Path(f"/proc/self/task/{self._native_id}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+            return ""
+        return Path(f"/proc/self/task/{self._native_id}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 class Bench:

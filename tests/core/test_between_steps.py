@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from krait_ws.waiting import monotonic
 from tests.core.support import Bench, bench, compiled_only, texts
-from tests.helpers import DEADLINE, Task, frame, own_thread, until
+from tests.helpers import DEADLINE, PONG, Task, frame, own_thread, until
 from tests.network.support import new_loop, spin, turns
 
 pytestmark = compiled_only
@@ -37,9 +38,8 @@ def test_an_answer_does_not_pass_what_the_loop_has_in_its_hands() -> None:
     with new_loop() as loop, bench(loop) as made:
         made.peer.sendall(texts("one"))
         assert made.begin_pop().result(DEADLINE) == "one"
-        made.puppet.do(lambda: made.puppet.push_out_message(iter(["in ", "fragments"])))
         made.until_returned()
-        spin(lambda: made.arrived().endswith(b"fragments"), "the fragments")
+        made.session.outgoing._has_fragments = True  # so that the connection's own code takes what is sent next
         take = made.connection._take
         answered: list[Any] = []
 
@@ -60,13 +60,11 @@ def test_an_answer_does_not_pass_what_the_loop_has_in_its_hands() -> None:
 
 def held_up_while_it_tells(made: Bench, meanwhile: Callable[[], None]) -> Any:
     """The handler has answers that the loop is to send. When it says so and waits, ``meanwhile`` runs."""
-    made.puppet.do(lambda: made.puppet.push_out_message(iter(["in ", "fragments"])))  # the loop sends from now on
-    spin(lambda: made.arrived().endswith(b"fragments"), "the fragments")
-    turns()
     made.peer.sendall(texts("one", "two"))
     assert made.begin_pop().result(DEADLINE) == "one"
     made.push("put off")  # for there is another message to answer
     assert made.puppet.do(lambda: made.puppet.pop_in_message(None)) == "two"
+    made.session.outgoing._has_fragments = True  # so that it is the loop that sends what comes next
     tell = made.session.outgoing.on_output
     told: list[bool] = []
 
@@ -177,7 +175,7 @@ def test_a_handler_that_comes_back_while_its_answers_are_taken_from_it_keeps_its
         assert made.connection.is_lent
         made.peer.sendall(texts("three"))
         assert popped[0].result(DEADLINE) == "three"
-        assert made.arrived().endswith(b"put off")
+        until(lambda: made.arrived().endswith(b"put off"), "what the handler had put off")
 
 
 @own_thread
@@ -292,3 +290,47 @@ def test_a_part_of_a_message_is_heard_when_it_comes() -> None:
         made.peer.sendall(stream[-1:])
         spin(popped.done, "the message")
         assert popped.result() == "x" * 5000
+
+
+@own_thread
+def test_waiting_for_the_socket_takes_no_more_stack_than_any_other_wait() -> None:
+    """A page more of the stack, for what may come, would be a fifth of what an idle connection takes."""
+    with new_loop() as loop, bench(loop) as made:
+        popped = made.begin_pop()
+        for_its_socket = made.puppet.stack_in_use()
+        made.peer.sendall(texts("done"))
+        assert popped.result(DEADLINE) == "done"
+        stopped = made.puppet.begin(made.puppet.wait_stop)
+        made.puppet.until_waiting()
+        for_the_end = made.puppet.stack_in_use()
+        made.connection.abort()
+        assert stopped.result(DEADLINE)
+        assert for_its_socket < for_the_end + 1024
+
+
+@own_thread
+def test_what_has_come_and_is_not_read_is_known() -> None:
+    with new_loop() as loop, bench(loop) as made:
+        assert not made.connection.has_unread()
+        made.peer.sendall(texts("one")[:1])
+        until(made.connection.has_unread, "it is there; the loop stands still")
+        made.peer.sendall(texts("one")[1:])
+        assert made.puppet.begin(lambda: made.puppet.pop_in_message(None)).result(DEADLINE) == "one"
+        until(lambda: not made.connection.has_unread(), "it is read")
+    assert not made.connection.has_unread()
+
+
+@own_thread
+def test_a_pong_that_lay_with_the_loop_answers_the_ping_that_was_not_sent_because_of_it() -> None:
+    """The thread read it while the loop stood still. Failed: the keepalive waited for an answer to the second ping."""
+    with new_loop() as loop, bench(loop) as made:
+        made.begin_pop()
+        made.connection.send_ping()
+        until(lambda: len(made.arrived()) == 10, "the ping")
+        made.peer.sendall(frame(PONG, made.arrived()[2:]))
+        until(lambda: made.connection._unread, "its thread has handed the pong over")
+        pinged_at = monotonic()
+        made.connection.send_ping()
+        spin(lambda: not made.connection._unread, "the loop takes it")
+        assert len(made.arrived()) == 10, "no second ping"
+        assert made.connection.heard_at >= pinged_at

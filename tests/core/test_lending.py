@@ -340,8 +340,9 @@ def test_one_thread_takes_the_messages_of_two_connections(serve: Serve) -> None:
         runs_on = "thread"
 
         def on_thread_start(self) -> None:
+            is_first = not ends  # before the test knows of it, and connects the other
             ends.append(self)
-            if len(ends) == 1:
+            if is_first:
                 self.wait_stop()
                 return
             while not any(end.should_stop() for end in ends):
@@ -404,6 +405,7 @@ def test_a_handler_that_takes_no_more_holds_up_its_client_only(serve: Serve) -> 
             assert release.wait(PATIENCE)
             incoming = self._krait.incoming
             assert incoming is not None
+            eventually(lambda: incoming.is_full, what="the loop has read on, if it was held up itself until now")
             sizes.append(len(incoming))
             count = 0
             while self.pop_in_message(None) != "last":

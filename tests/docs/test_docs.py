@@ -554,6 +554,14 @@ def test_named_modules_exist(name: str) -> None:
     assert set(modules) - existing - {Path(file).name for file in existing} == set()
 
 
+def test_the_waits_of_the_test_tools_are_as_told() -> None:
+    section = (ROOT / "docs/reference.md").read_text(encoding="utf-8").split("| `krait_site` |")[1].split("\n\n")[0]
+    seconds = f"{krait_ws.testing.DEFAULT_TIMEOUT:g}"
+    assert re.findall(r"timeout=([0-9.]+)", section) == [seconds] * 5
+    assert f"the {seconds} seconds" in section
+    assert f"a deadline of {seconds} seconds" in (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+
+
 def test_the_order_of_imports_is_as_told() -> None:
     """The chain in docs/data-flow.md: each module imports only what stands left of it."""
     text = document("docs/data-flow.md").prose

@@ -46,15 +46,16 @@ def test_a_handler_that_hangs_is_reported_with_its_stack_while_the_server_goes_o
         stop_timeout = 0.2
 
         def on_thread_start(self) -> None:
-            hung.append(self)
             self.hangs_here()
 
         def hangs_here(self) -> None:
-            gate.wait()
+            hung.append(self)
+            gate.wait(60)
 
     site = serve({"hangs": Hangs, "echo": HandlerEcho}, runs_on=runs_on)
     try:
         with RawClient(site.port, "/hangs") as client:
+            eventually(lambda: hung, what="the handler hangs")
             client.send(close_frame(1000))
             client.expect_close(1000, answer=False)  # the peer is not kept waiting for the handler
         (record,) = eventually(lambda: errors(caplog))

@@ -122,8 +122,9 @@ def test_a_flood_of_handshakes_of_one_address(serve: Serve) -> None:
         started = time.monotonic()
         statuses = [ask(site, "X-Forwarded-For: 203.0.113.1").status for _ in range(300)]
         seconds = time.monotonic() - started
-        assert set(statuses) == {403, 429}
+        assert set(statuses) <= {403, 429}
         assert statuses[:20] == [403] * 20
+        # So most were refused, unless the machine is so busy that it took a quarter of a minute for all of them.
         assert 20 <= statuses.count(403) <= 20 + 20 * seconds + 1
         assert len(ran) == statuses.count(403)
         assert ask(site, "X-Forwarded-For: 203.0.113.2").status == 403, "others do not suffer"
@@ -131,17 +132,20 @@ def test_a_flood_of_handshakes_of_one_address(serve: Serve) -> None:
 
 
 def test_malformed_handshakes_count_too_and_plain_requests_do_not(serve: Serve) -> None:
-    site = serve(HandlerEcho, max_handshakes_per_address=3, trusted_proxy="127.0.0.1")
+    # One, and the next one 20 s later: however slowly these come, they come too fast.
+    site = serve(HandlerEcho, max_handshakes_per_address=0.05, trusted_proxy="127.0.0.1")
     lines = ("X-Forwarded-For: 203.0.113.1", "Sec-WebSocket-Version: 12", "Connection: close")
-    assert [ask(site, *lines).status for _ in range(4)][-1] == 429
+    assert [ask(site, *lines).status for _ in range(4)] == [400, 429, 429, 429]
     for _ in range(20):
         assert site.get("/", headers={"X-Forwarded-For": "203.0.113.1"}).status == 426
 
 
 def test_retry_after_is_the_time_that_it_takes(serve: Serve) -> None:
-    site = serve(HandlerEcho, max_handshakes_per_address=0.1)
+    site = serve(HandlerEcho, max_handshakes_per_address=0.05)
+    started = time.monotonic()
     with RawClient(site.port):
-        assert 8 <= int(ask(site).headers["retry-after"]) <= 10
+        told = int(ask(site).headers["retry-after"])
+        assert 20 - (time.monotonic() - started) <= told <= 20
 
 
 # ---- threads

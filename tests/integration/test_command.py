@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.support import PATIENCE, TEXT, RawClient, eventually, raw_get, write_site
+from tests.integration.support import PATIENCE, PING, PONG, TEXT, RawClient, eventually, frame, raw_get, write_site
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 ECHO = (
@@ -27,10 +28,16 @@ ECHO = (
 )
 NEVER_STOPS = (
     "import time\nfrom krait_ws.websockets import *\n"
-    "class NeverStops(WebsocketsCtrlBase):\n    def on_thread_start(self):\n        self.push_out_message('started')\n"
-    "        self.never_returns()\n"
-    "    def never_returns(self):\n        while True:\n            time.sleep(3600)\n"
+    "class NeverStops(WebsocketsCtrlBase):\n    def on_thread_start(self):\n        self.never_returns()\n"
+    "    def never_returns(self):\n        self.push_out_message('started')\n"
+    "        while True:\n            time.sleep(3600)\n"
     "def websocket(request):\n    return WebsocketsResponse(NeverStops())\n"
+)
+WAITS_FOR_A_FILE = (
+    "import time\nfrom pathlib import Path\nfrom krait_ws.websockets import *\n"
+    "class Waits(WebsocketsCtrlBase):\n    def on_thread_start(self):\n        self.push_out_message('started')\n"
+    "        while not Path(__file__).with_name('_end').exists():\n            time.sleep(0.05)\n"
+    "def websocket(request):\n    return WebsocketsResponse(Waits())\n"
 )
 EVENTS = (
     "from krait_ws.websockets import *\n"
@@ -101,6 +108,24 @@ def serve(site: Path) -> Iterator[Callable[..., Command]]:
         process.communicate(timeout=PATIENCE)
 
 
+def test_who_answered_while_the_process_stood_still_is_not_lost(serve: Callable[..., Command]) -> None:
+    """As after ``docker pause``. Failed: timers were due before the sockets had been looked at."""
+    command = serve("--ping-interval", "0.3", "--ping-timeout", "3")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(command.port, path)) for path in ("/echo", "/events") * 50]
+        pings = [client.receive_frame() for client in clients]
+        assert {ping.opcode for ping in pings} == {PING}
+        command.signal(signal.SIGSTOP)
+        for client, ping in zip(clients, pings, strict=True):
+            client.send(frame(PONG, ping.payload) + frame(TEXT, b"still here"))
+        time.sleep(3.5)
+        command.signal(signal.SIGCONT)
+        for client in clients:
+            while (received := client.receive_frame()).opcode == PING:
+                pass
+            assert (received.opcode, received.payload) == (TEXT, b"still here")
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_closes_every_connection_with_1001_and_exits_0(serve: Callable[..., Command], number: int) -> None:
     command = serve()
@@ -119,24 +144,25 @@ def test_a_signal_closes_every_connection_with_1001_and_exits_0(serve: Callable[
     code, errors = command.wait()
     assert code == 0, errors
     assert "Traceback" not in errors
+    assert "abandoned" not in errors
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", command.port), timeout=5)
 
 
 def test_a_signal_without_any_connection_exits_at_once(serve: Callable[..., Command]) -> None:
-    command = serve()
+    command = serve("--stop-timeout", "1000", "--drain-timeout", "1000", "--close-timeout", "1000")
     command.signal(signal.SIGTERM)
-    code, errors = command.wait(5)
+    code, errors = command.wait()
     assert code == 0, errors
 
 
 def test_an_idle_kept_http_connection_does_not_hold_up_the_exit(serve: Callable[..., Command]) -> None:
-    command = serve()
+    command = serve("--drain-timeout", "1000", "--keep-alive-timeout", "1000")
     with RawClient(command.port, upgrade=False) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.read_answer().body == b"home"
         command.signal(signal.SIGTERM)
-        code, errors = command.wait(8)
+        code, errors = command.wait()
         assert code == 0, errors
 
 
@@ -155,11 +181,12 @@ def test_a_second_signal_waits_for_nobody(serve: Callable[..., Command]) -> None
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_handler_that_never_stops_is_abandoned_and_logged(serve: Callable[..., Command], number: int) -> None:
     command = serve("--stop-timeout", "0.3")
-    with RawClient(command.port, "/stuck") as stuck, RawClient(command.port, "/echo") as echo:
+    # The other one has no handler, which on a busy machine might need longer than that too.
+    with RawClient(command.port, "/stuck") as stuck, RawClient(command.port, "/events") as other:
         stuck.expect("started")
         command.signal(number)
         stuck.expect_close(1001)
-        echo.expect_close(1001)
+        other.expect_close(1001)
     code, errors = command.wait()
     assert code == 0, errors
     assert errors.count("abandoned") == 1, errors
@@ -168,7 +195,7 @@ def test_a_handler_that_never_stops_is_abandoned_and_logged(serve: Callable[...,
 
 
 def test_a_client_that_does_not_answer_does_not_hold_up_the_exit(serve: Callable[..., Command]) -> None:
-    command = serve("--stop-timeout", "1", "--close-timeout", "1")
+    command = serve("--stop-timeout", "1000", "--drain-timeout", "1000", "--close-timeout", "1")
     with RawClient(command.port, "/echo") as silent:
         command.signal(signal.SIGTERM)
         code, errors = command.wait()
@@ -177,9 +204,10 @@ def test_a_client_that_does_not_answer_does_not_hold_up_the_exit(serve: Callable
         assert int.from_bytes(frame.payload[:2], "big") == 1001
 
 
-def test_nobody_is_accepted_while_it_stops(serve: Callable[..., Command]) -> None:
-    command = serve("--stop-timeout", "2")
-    with RawClient(command.port, "/stuck") as client:
+def test_nobody_is_accepted_while_it_stops(serve: Callable[..., Command], site: Path) -> None:
+    write_site(site, {"waits.py": WAITS_FOR_A_FILE})
+    command = serve("--stop-timeout", "1000", "--drain-timeout", "1000")
+    with RawClient(command.port, "/waits") as client:
         client.expect("started")
         command.signal(signal.SIGTERM)
         client.expect_close(1001)
@@ -191,8 +219,9 @@ def test_nobody_is_accepted_while_it_stops(serve: Callable[..., Command]) -> Non
                 return True
             return False
 
-        eventually(is_refused, 5)
+        eventually(is_refused)
         assert command.process.poll() is None
+        (site / "_end").touch()
     assert command.wait()[0] == 0
 
 
@@ -372,7 +401,7 @@ def test_a_script_that_blocks_while_it_is_loaded_is_there_for_all_who_wait_for_i
     serve: Callable[..., Command], site: Path
 ) -> None:
     write_site(site, {"slow.py": LOADS_SLOWLY})
-    command = serve("--runs-on", "greenlet", "--script-timeout", "5")
+    command = serve("--runs-on", "greenlet", "--script-timeout", "15")
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(raw_get, command.port, b"/slow") for _ in range(8)]
         assert [answer.result(PATIENCE).body for answer in answers] == [b"loaded"] * 8

@@ -142,8 +142,8 @@ def test_a_body_that_is_too_large_gets_413(serve_files: Serve, size: int, status
 )
 def test_a_request_that_does_not_come_whole_gets_408(serve_files: Serve, begun: bytes) -> None:
     site = serve_files({"index.py": TELLING}, handshake_timeout=0.3)
+    started = time.monotonic()
     with RawClient(site.port, upgrade=False) as client:
-        started = time.monotonic()
         client.send(begun)
         client.read_head()
         assert client.status == 408
@@ -157,7 +157,8 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(serve_files: Serve, 
             "file.bin": bytes(16 << 20),
             "script.py": "import krait_ws\n\ndef http(request):\n    return krait_ws.Response(bytes(16 << 20))\n",
             "stream.py": "import krait_ws\n\ndef http(request):\n"
-            "    return krait_ws.Response((bytes(65536) for _ in range(256)), mimetype='text/plain')\n",
+            "    parts = int(request.args.get('parts', 256))\n"
+            "    return krait_ws.Response((bytes(65536) for _ in range(parts)), mimetype='text/plain')\n",
         },
         send_timeout=0.3,
     )
@@ -168,12 +169,12 @@ def test_a_client_that_does_not_take_its_answer_is_given_up(serve_files: Serve, 
         client.sock.recv(100)
         eventually(lambda: len(site.server._http_connections) == 0, what="the connection given up")
         assert time.monotonic() - started >= 0.28
-    assert site.get("/stream").status == 200
+    assert site.get("/stream?parts=1").status == 200  # a short one: we too may be too slow for a long one
 
 
 def test_a_client_that_takes_its_answer_slowly_gets_it_whole(serve_files: Serve) -> None:
     size = 4 << 20
-    site = serve_files({"file.bin": bytes(size)}, send_timeout=3)
+    site = serve_files({"file.bin": bytes(size)}, send_timeout=PATIENCE)
     with RawClient(site.port, upgrade=False, receive_buffer=64 * 1024) as client:
         client.send(b"GET /file.bin HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         client.read_head()
@@ -225,9 +226,10 @@ def websocket(request):
             headers = dict(error.headers)
         assert time.monotonic() - started >= 0.28
         assert "retry-after" in {name.lower() for name in headers}
-        assert site.get("/page").text == "page"
+        # Tried again, here and below, where the machine is so slow that this one took too long as well.
+        eventually(lambda: site.get("/page").text == "page")
     finally:
-        assert site.get("/?open=1").text == "open"
+        eventually(lambda: site.get("/?open=1").text == "open")
         workers = site.server.workers  # what still runs when the server ends is left to itself
         eventually(lambda: not workers.is_busy)
     if kind == "websocket":  # its controller comes too late, and is ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
@@ -48,6 +49,13 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours.setblocking(False)
     with ours, peer:
         yield ours, peer
+
+
+def until_readable(sock: socket.socket) -> None:
+    """Something has come, or the end: on a busy machine the loopback interface may take a moment for it too. The loop
+    stands still meanwhile."""
+    readable, _, _ = select.select([sock], [], [], DEADLINE)
+    assert readable, f"nothing came within {DEADLINE:g} s"
 
 
 def reset(sock: socket.socket) -> None:

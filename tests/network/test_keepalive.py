@@ -65,11 +65,15 @@ class FakeConnection:
         self.drains = False
         self.is_gone = False
         self.is_listening = True
+        self.unread = False
         self.pings: list[float] = []
         self.lost_at: float | None = None
 
     def is_draining(self) -> bool:
         return self.drains
+
+    def has_unread(self) -> bool:
+        return self.unread
 
     def send_ping(self) -> None:
         assert not self.is_gone
@@ -115,6 +119,24 @@ def test_no_answer_within_the_timeout_is_a_loss(loop: FakeLoop, watch: Keepalive
     assert connection.lost_at == 1000 + INTERVAL + TIMEOUT
     assert len(connection.pings) == 1
     assert not loop.timers, "nothing is left to look at"
+
+
+def test_an_answer_that_the_loop_has_yet_to_read_is_waited_for(loop: FakeLoop, watch: Keepalive) -> None:
+    """Failed: after the loop had stood still for longer than the timeout, hundreds were lost whose pongs were there."""
+    connection = FakeConnection(loop)
+    watch.add(connection)
+    loop.advance(INTERVAL)
+    connection.unread = True
+    loop.advance(TIMEOUT + 0.05)
+    assert connection.lost_at is None
+    connection.unread = False
+    connection.hear()
+    loop.advance(INTERVAL - 0.1)
+    assert (connection.lost_at, len(connection.pings)) == (None, 1)
+    loop.advance(0.2)
+    assert len(connection.pings) == 2
+    loop.advance(TIMEOUT)
+    assert connection.lost_at is not None
 
 
 def test_a_peer_that_answers_is_pinged_again_and_never_lost(loop: FakeLoop, watch: Keepalive) -> None:

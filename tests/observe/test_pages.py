@@ -19,7 +19,7 @@ from krait_ws.config import Config
 from krait_ws.errors import ConfigError
 from krait_ws.observe import metrics
 from krait_ws.testing import Refused, SiteServer
-from tests.integration.support import RawClient, close_frame, eventually, upgrade_request
+from tests.integration.support import RawClient, close_frame, eventually, raw_get, upgrade_request
 
 Serve = Callable[..., SiteServer]
 TOKEN = "correct-horse-battery"
@@ -103,7 +103,7 @@ def test_health_answers_while_every_script_thread_is_stuck(
     )
     site = krait_site(tmp_path, script_threads=1, metrics=True, script_timeout=20)
     answers: list[Any] = []
-    client = threading.Thread(target=lambda: answers.append(site.get("/slow")))
+    client = threading.Thread(target=lambda: answers.append(raw_get(site.port, b"/slow")))  # which waits long enough
     client.start()
 
     def stuck() -> list[Any]:
@@ -116,8 +116,8 @@ def test_health_answers_while_every_script_thread_is_stuck(
     assert site.get("/_krait/health").status == 200
     assert scrape(site)["krait_workers",] == 1
     stuck()[0].release.set()
-    client.join(10)
-    assert answers[0].text == "slow"
+    client.join(20)
+    assert answers[0].body == b"slow"
 
 
 def test_other_methods_are_refused(serve: Serve) -> None:
@@ -304,7 +304,9 @@ def test_counters_never_fall_while_connections_come_and_go(serve: Serve) -> None
     try:
         names = ("krait_messages_total", "krait_bytes_total", "krait_connections_opened_total")
         before: dict[tuple[str, ...], float] = {}
-        for _ in range(100):
+        scrapes = 0
+        while scrapes < 100 or len(opened) <= 10:  # on a busy machine the clients may be slower than the scrapes
+            scrapes += 1
             values = {key: value for key, value in scrape(site).items() if key[0] in names}
             fallen = {key: (value, values.get(key)) for key, value in before.items() if values.get(key, 0) < value}
             assert not fallen
@@ -314,7 +316,6 @@ def test_counters_never_fall_while_connections_come_and_go(serve: Serve) -> None
         for client in clients:
             client.join(20)
     count = len(opened)
-    assert count > 10
     eventually_scrape(
         site,
         {

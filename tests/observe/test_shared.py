@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from krait_ws.observe.numbers import to_json
 from krait_ws.observe.shared import Shared, new_folder, remove_folder
 from tests.helpers import Task
+from tests.integration.support import eventually
 
 WORKER = """\
 import json, sys
@@ -69,7 +71,8 @@ def folder() -> Iterator[Path]:
     folder = new_folder()
     yield folder
     remove_folder(folder)
-    assert not folder.exists()
+    # Another process that makes a folder at this moment may have opened a file in it; then it is who removes it.
+    eventually(lambda: not folder.exists(), what="it is gone")
 
 
 @pytest.fixture
@@ -184,6 +187,9 @@ def test_wishes_reach_every_worker_and_end(
     own.wish("show", "0123abcd")
     own.wish("close", "ffffffff")
     own.wish("close", "../../etc")
+    soon = time.time() + 60
+    for wish in folder.glob("*-????????"):
+        os.utime(wish, (soon, soon))  # a busy machine may take longer than a wish lasts
     assert sorted(worker.do("wishes")) == [["close", "ffffffff"], ["show", "0123abcd"]]
     worker.do("fulfilled", "close", "ffffffff")
     assert list(own.wishes()) == [("show", "0123abcd")]
@@ -237,10 +243,12 @@ sys.stdin.read()
     killed.kill()
     killed.communicate()
     remove_folder(new_folder())
-    assert [folder.exists() for folder in folders] == [False, True], "the other's master lives"
+    # A test that runs beside this one may be the next, and not be done with it yet.
+    eventually(lambda: not folders[0].exists(), what="it is removed")
+    assert folders[1].exists(), "the other's master lives"
     living.communicate()
     remove_folder(new_folder())
-    assert not folders[1].exists()
+    eventually(lambda: not folders[1].exists(), what="it is removed")
 
 
 def test_a_link_of_somebody_else_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,12 +28,22 @@ ROOT = Path(__file__).parents[2]
 CHAT = "/chat/[room]"
 
 
+PATIENT = """\
+from krait_ws.observe import shared
+shared._PATIENCE = 20
+shared._SHOW_FOR = 20
+from krait_ws.cli import main
+main()
+"""
+"""The command; on a busy machine the workers wait longer for each other."""
+
+
 class Workers:
     """``krait-ws serve --workers 2`` in a process of its own."""
 
     def __init__(self, site: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "krait_ws", "serve", str(site), "--port", "0", "--workers", "2", "--metrics",
+            [sys.executable, "-c", PATIENT, "serve", str(site), "--port", "0", "--workers", "2", "--metrics",
              "--dashboard", "--drain-timeout", "5", "--no-access-log"],
             stdout=subprocess.PIPE, text=True, cwd=ROOT,
         )  # fmt: skip
@@ -58,7 +68,9 @@ class Workers:
         """Every worker must come to say so: ten answers in a row, of connections that the system spreads."""
 
         def agree() -> bool:
-            return all({key: self.scrape().get(key) for key in expected} == expected for _ in range(10))
+            with suppress(OSError):  # a worker that is replaced waits a moment only for who has connected and is late
+                return all({key: self.scrape().get(key) for key in expected} == expected for _ in range(10))
+            return False
 
         try:
             eventually(agree, timeout=30)
@@ -93,6 +105,8 @@ def rows_of(viewer: Client, condition: Callable[[dict[str, Any]], Any]) -> dict[
 
 def spread(workers: Workers, viewer: Client) -> tuple[list[Client], dict[str, Any]]:
     """Chats that said one message each, on both workers, and a view that has them all."""
+    # Else one worker may take so many before the other has begun that a list of the busiest has no place for more.
+    workers.eventually_all_answer({("krait_workers",): 2})
     clients: list[Client] = []
     view: dict[str, Any] = {"busiest": []}
     deadline = time.monotonic() + 30
@@ -186,13 +200,16 @@ def test_the_folder_goes_with_the_master(tmp_path: Path) -> None:
 
     def shared_folder() -> Path | None:
         children = Path(f"/proc/{workers.process.pid}/task/{workers.process.pid}/children").read_text().split()
-        for file in (file for child in children for file in Path(f"/proc/{child}/fd").iterdir()):
-            with suppress(OSError):  # it was closed meanwhile
-                if (name := os.readlink(file)).endswith(".life"):
-                    return Path(name).parent
+        for child in children:
+            with suppress(OSError):  # it has ended meanwhile
+                for file in Path(f"/proc/{child}/fd").iterdir():
+                    with suppress(OSError):  # it was closed meanwhile
+                        if (name := os.readlink(file)).endswith(".life"):
+                            return Path(name).parent
         return None
 
     folder = eventually(shared_folder)
     assert folder.name.startswith("krait-ws-")
     workers.close()
-    assert not folder.exists()
+    # A test that runs beside this one may have opened a file in it; then it is who removes it, a moment later.
+    eventually(lambda: not folder.exists(), what="it is gone")

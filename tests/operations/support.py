@@ -30,14 +30,15 @@ PID = "import os, krait_ws\ndef http(request):\n    return krait_ws.Response(str
 STUCK = (
     "import time\nfrom krait_ws.websockets import *\n"
     "class NeverStops(WebsocketsCtrlBase):\n    stop_timeout = 1000.0\n    def on_thread_start(self):\n"
-    "        self.push_out_message('started')\n        self.never_returns()\n"
-    "    def never_returns(self):\n        while True:\n            time.sleep(3600)\n"
+    "        self.never_returns()\n"
+    "    def never_returns(self):\n        self.push_out_message('started')\n"
+    "        while True:\n            time.sleep(3600)\n"
     "def websocket(request):\n    return WebsocketsResponse(NeverStops())\n"
 )
 BLOCKS = (
     "import time\nfrom krait_ws.websockets import *\n"
     "class Blocks(WebsocketsCtrlBase):\n    def on_thread_start(self):\n"
-    "        time.sleep(4)\n        self.push_out_message('slept')\n        self.wait_stop()\n"
+    "        time.sleep(12)\n        self.push_out_message('slept')\n        self.wait_stop()\n"
     "def websocket(request):\n    return WebsocketsResponse(Blocks())\n"
 )
 FILES: dict[str, str | bytes] = {
@@ -81,8 +82,8 @@ class Processes:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def wait_for_workers(self, count: int) -> list[int]:
-        """Until so many accept: each holds descriptors of its loop by then."""
-        eventually(lambda: len(self.workers()) == count and all(map(has_epoll, self.workers())), what="workers")
+        """Until there are so many, and all accept."""
+        eventually(lambda: len(self.workers()) == count and all(map(accepts, self.workers())), what="workers")
         return self.workers()
 
     def signal(self, number: int) -> None:
@@ -102,17 +103,51 @@ class Processes:
         self.process.communicate(timeout=PATIENCE)
 
 
-def has_epoll(pid: int) -> bool:
+def accepts(pid: int) -> bool:
+    """Whether a process watches a TCP socket that listens: it has begun by then, and its loop runs."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
     try:
-        links = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
-    except OSError:
+        links = {number: os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")}
+        watched = [
+            number
+            for epoll, link in links.items()
+            if "eventpoll" in link
+            for number in re.findall(r"^tfd:\s*(\d+)", Path(f"/proc/{pid}/fdinfo/{epoll}").read_text(), re.MULTILINE)
+        ]
+    except OSError:  # it has ended, or closed one of them
         return False
-    return sum("eventpoll" in link for link in links) >= 2  # gevent's and the loop's
+    return any(links.get(number) in listening for number in watched)
 
 
-def serve_command(folder: Path, *arguments: str) -> list[str]:
+PATIENT = """\
+from krait_ws import gunicorn
+from krait_ws.network import server
+gunicorn._SPARE = 60.0
+server._GREETING = 20.0
+from krait_ws.cli import main
+main()
+"""
+"""The command. It waits longer for a client that has connected and is late, and for workers: both may be busy."""
+
+HEARS = """\
+import os
+from krait_ws.serving import Serving
+hear = Serving._hear
+def _hear(self, number, frame):
+    os.write(2, b"heard\\n")
+    hear(self, number, frame)
+Serving._hear = _hear
+from krait_ws.cli import main
+main()
+"""
+"""The command. It says when it has heard a signal."""
+
+
+def serve_command(folder: Path, *arguments: str, program: str = "") -> list[str]:
     site = write_site(folder / "site", FILES)
-    return [sys.executable, "-m", "krait_ws", "serve", str(site), "--port", "0", *arguments]
+    command = ["-c", program] if program else ["-m", "krait_ws"]
+    return [sys.executable, *command, "serve", str(site), "--port", "0", *arguments]
 
 
 @dataclass
@@ -134,7 +169,8 @@ class Score:
 
 async def keep_talking(url: str, score: Score, over: asyncio.Event) -> None:
     """Echoes until the connection ends or ``over``; notes how it ended."""
-    async with connect(url, proxy=None, compression=None, open_timeout=PATIENCE) as client:
+    # They all connect at once, so that each waits for all.
+    async with connect(url, proxy=None, compression=None, open_timeout=4 * PATIENCE) as client:
         score.connected += 1
         try:
             while not over.is_set():

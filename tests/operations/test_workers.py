@@ -17,12 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
 from tests.integration.support import PATIENCE, TEXT, RawClient, eventually, write_site
 from tests.operations.support import (
     FILES,
+    HEARS,
+    PATIENT,
     Processes,
     Score,
     keep_connecting,
@@ -32,14 +34,17 @@ from tests.operations.support import (
 
 Start = Callable[..., Processes]
 CLIENTS = 1000
+LOADED = 3 * PATIENCE
+"""Seconds that something may take while so many clients keep the machine busy."""
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[Processes] = []
 
-    def start(*arguments: str, **environment: str) -> Processes:
-        processes = Processes(serve_command(tmp_path, *arguments), tmp_path / f"log-{len(started)}", **environment)
+    def start(*arguments: str, program: str = "") -> Processes:
+        command = serve_command(tmp_path, *arguments, program=program)
+        processes = Processes(command, tmp_path / f"log-{len(started)}")
         started.append(processes)
         processes.read_port()
         return processes
@@ -66,17 +71,17 @@ async def with_load(server: Processes, clients: int, events: Callable[[Score, Sc
 
 
 def test_under_a_thousand_connections_a_worker_dies_then_all_are_replaced_then_it_ends(start: Start) -> None:
-    server = start("--workers", "2")
+    server = start("--workers", "2", program=PATIENT)
     server.wait_for_workers(2)
     report: dict[str, object] = {}
 
     def dies(talking: Score, connecting: Score) -> None:
         first = server.workers()
         os.kill(first[0], signal.SIGKILL)
-        eventually(lambda: talking.codes[1006] > 0, what="cut connections")
-        eventually(lambda: len(server.workers()) == 2 and first[0] not in server.workers(), what="a new worker")
+        eventually(lambda: talking.codes[1006] > 0, LOADED, what="cut connections")
+        eventually(lambda: len(server.workers()) == 2 and first[0] not in server.workers(), LOADED, what="a new worker")
         before = connecting.connected
-        eventually(lambda: connecting.connected > before + 100, what="connections after the death")
+        eventually(lambda: connecting.connected > before + 100, LOADED, what="connections after the death")
         report["killed"] = (dict(talking.codes), dict(connecting.codes), dict(connecting.failed))
         assert 0 < talking.codes[1006] < CLIENTS, "only those of the dead worker are cut"
         assert set(talking.codes) == {1006}
@@ -90,8 +95,8 @@ def test_under_a_thousand_connections_a_worker_dies_then_all_are_replaced_then_i
     def restarts(talking: Score, connecting: Score) -> None:
         old = set(server.workers())
         server.signal(signal.SIGHUP)
-        eventually(lambda: sum(talking.codes.values()) == CLIENTS, what="every old connection is closed")
-        eventually(lambda: len(server.workers()) == 2 and not old & set(server.workers()), what="new workers")
+        eventually(lambda: sum(talking.codes.values()) == CLIENTS, LOADED, what="every old connection is closed")
+        eventually(lambda: len(server.workers()) == 2 and not old & set(server.workers()), LOADED, what="new workers")
         report["SIGHUP"] = (dict(talking.codes), dict(connecting.codes), dict(connecting.failed), connecting.longest)
 
     talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, CLIENTS, restarts), 100))
@@ -102,7 +107,7 @@ def test_under_a_thousand_connections_a_worker_dies_then_all_are_replaced_then_i
     def ends(talking: Score, connecting: Score) -> None:
         began = time.monotonic()
         server.signal(signal.SIGTERM)
-        eventually(lambda: sum(talking.codes.values()) == CLIENTS, what="every connection is closed")
+        eventually(lambda: sum(talking.codes.values()) == CLIENTS, LOADED, what="every connection is closed")
         report["SIGTERM"] = (dict(talking.codes), time.monotonic() - began)
 
     talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, CLIENTS, ends), 100))
@@ -116,13 +121,13 @@ def test_under_a_thousand_connections_a_worker_dies_then_all_are_replaced_then_i
 
 
 def test_one_process_restarts_on_sighup_and_refuses_nobody(start: Start) -> None:
-    server = start()
+    server = start(program=PATIENT)
 
     def restarts(talking: Score, connecting: Score) -> None:
         server.signal(signal.SIGHUP)
-        eventually(lambda: talking.codes[1012] == 100, what="the old server's connections are closed")
+        eventually(lambda: talking.codes[1012] == 100, LOADED, what="the old server's connections are closed")
         before = connecting.connected
-        eventually(lambda: connecting.connected > before + 50, what="connections to the new one")
+        eventually(lambda: connecting.connected > before + 50, LOADED, what="connections to the new one")
 
     talking, connecting = asyncio.run(asyncio.wait_for(with_load(server, 100, restarts), 100))
     assert talking.codes == {1012: 100}
@@ -140,9 +145,11 @@ def test_sighup_serves_the_site_as_it_is_now(start: Start, tmp_path: Path) -> No
                       "def http(request):\n    return krait_ws.Response(_shared.value)\n"})  # fmt: skip
 
     def value() -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/value", timeout=PATIENCE) as answer:
-            body: bytes = answer.read()
-            return body
+        body = b""
+        url = f"http://127.0.0.1:{server.port}/value"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            body = answer.read()
+        return body
 
     for text in (b"first", b"second value", b"the third value"):
         (site / "_shared.py").write_text(f"value = {text.decode()!r}\n")
@@ -179,7 +186,7 @@ def test_sighup_with_a_broken_certificate_changes_nothing(start: Start, tmp_path
     def is_new() -> bool:
         try:
             return echoes(second.context())
-        except (OSError, ConnectionClosed):  # still the first one's, or just replaced
+        except (OSError, WebSocketException):  # still the first one's, or just replaced
             return False
 
     eventually(is_new, what="the new certificate")
@@ -203,15 +210,15 @@ def test_the_settings_of_the_log_are_read_again(start: Start, tmp_path: Path, wo
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_stuck_handler_does_not_stop_a_drain(start: Start, workers: str) -> None:
-    server = start("--workers", workers, "--drain-timeout", "1")
+    server = start("--workers", workers, "--drain-timeout", "4", program=PATIENT)
     with RawClient(server.port, "/stuck") as stuck, RawClient(server.port, "/echo") as echo:
         stuck.expect("started")
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         stuck.expect_close(1001)
         echo.expect_close(1001)
-        assert server.wait(10) == 0
-        assert time.monotonic() - began < 6
+        assert server.wait() == 0
+        assert time.monotonic() - began < 2 * PATIENCE, "gunicorn has killed nobody yet"
     assert server.log.count("abandoned") == 1, server.log
     assert "NeverStops" in server.log
     assert "never_returns" in server.log
@@ -225,7 +232,7 @@ def test_a_second_signal_ends_all_workers_now(start: Start) -> None:
         server.signal(signal.SIGINT)
         stuck.expect_close(1001)
         server.signal(signal.SIGINT)
-        server.wait(10)
+        server.wait()
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
@@ -241,7 +248,7 @@ def test_signals_are_heard_while_old_workers_drain(start: Start) -> None:
         server.signal(signal.SIGTERM)
         eventually(lambda: not set(new) & set(server.workers()), what="the new workers end")
         server.signal(signal.SIGTERM)
-        server.wait(10)
+        server.wait()
 
 
 LOOPS = (
@@ -256,15 +263,22 @@ LOOPS = (
 
 @pytest.mark.parametrize("way", ["spin", "sleep"])
 def test_a_second_signal_ends_a_server_whose_loop_is_stuck(start: Start, tmp_path: Path, way: str) -> None:
-    server = start()
+    server = start(program=HEARS)
     write_site(tmp_path / "site", {"loops.py": LOOPS})
+
+    def is_over() -> bool:
+        """Two signals that come at once are one, and a thread that is about to sleep may miss one: it is sent again."""
+        server.signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(0.2)
+        return server.process.poll() is not None
+
     with RawClient(server.port, "/loops") as client:
         client.send_frame(TEXT, way)
         eventually(lambda: "holds up the network loop" in server.log, what="the loop is stuck")
-        server.signal(signal.SIGINT)
-        time.sleep(0.2)  # two that come at once are one
-        server.signal(signal.SIGINT)
-        assert server.wait(10) == 1
+        eventually(is_over, what="the end")
+        assert server.wait() == 1
+    assert server.log.count("heard\n") == 2
 
 
 def test_a_worker_that_cannot_come_back_leaves_the_others_alone(start: Start, tmp_path: Path) -> None:
@@ -303,8 +317,10 @@ def test_sighup_changes_what_is_logged(start: Start, tmp_path: Path, workers: st
     server = start("--workers", workers, "--config", str(settings))
 
     def lines() -> list[str]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/pid", timeout=PATIENCE):
-            return [line for line in server.log.splitlines() if "/pid" in line]
+        url = f"http://127.0.0.1:{server.port}/pid"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=PATIENCE):
+            pass
+        return [line for line in server.log.splitlines() if "/pid" in line]
 
     eventually(lambda: [line for line in lines() if not line.startswith("{")], what="lines of text")
     settings.write_text("log_format = 'json'\n")
@@ -369,7 +385,7 @@ def test_blocking_controllers_are_no_dead_worker(tmp_path: Path) -> None:
     """gunicorn's own command, its configuration file, and a time limit shorter than what the controllers block."""
     write_site(tmp_path / "site", FILES)
     (tmp_path / "conf.py").write_text(
-        "bind = '127.0.0.1:0'\nworkers = 2\ntimeout = 2\nworker_class = 'krait_ws.gunicorn.Worker'\n"
+        "bind = '127.0.0.1:0'\nworkers = 2\ntimeout = 10\nworker_class = 'krait_ws.gunicorn.Worker'\n"
     )
     command = [sys.executable, "-m", "gunicorn", "-c", str(tmp_path / "conf.py")]
     application = f"krait_ws.gunicorn:site({str(tmp_path / 'site')!r}, max_connections=50)"

@@ -16,7 +16,7 @@ import pytest
 
 from krait_ws.settings import read_settings
 from tests.docs.test_docs import ROOT
-from tests.production.conftest import eventually, free_port, listens, program
+from tests.production.conftest import eventually, listens, program
 
 
 def test_the_settings_can_be_read(shown: dict[str, str], tmp_path: Path) -> None:
@@ -77,22 +77,26 @@ def test_the_container_file_names_what_there_is(shown: dict[str, str]) -> None:
 
 
 def test_the_container_serves_and_is_healthy(
-    shown: dict[str, str], site: Path, start: Callable[..., subprocess.Popen[bytes]]
+    shown: dict[str, str], site: Path, free_port: int, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     """Its commands and its environment, without the container around them."""
     found = dict(instructions(shown))
     environment = dict(pair.split("=", 1) for pair in shlex.split(found["ENV"]))
-    port = free_port()
+    port = free_port
     assert environment["KRAIT_PORT"] == found["EXPOSE"] == "8000"
     health = json.loads(found["HEALTHCHECK"].removeprefix("CMD "))
     assert health[0] == "python"
     check = [sys.executable, *(argument.replace(":8000", f":{port}") for argument in health[1:])]
-    assert subprocess.run(check, capture_output=True, timeout=30, check=False).returncode == 1
+
+    def is_healthy() -> bool:
+        return subprocess.run(check, capture_output=True, timeout=30, check=False).returncode == 0
+
+    assert not is_healthy()
     name, command, folder = json.loads(found["CMD"])
     assert (name, folder) == ("krait-ws", "/srv/sites")
     process = start([sys.executable, "-m", "krait_ws", command, str(site)], **{**environment, "KRAIT_PORT": str(port)})
     eventually(lambda: process.poll() is not None or listens(("127.0.0.1", port)), "krait-ws does not listen")
-    assert subprocess.run(check, capture_output=True, timeout=30, check=False).returncode == 0
+    eventually(is_healthy, "it is not healthy")  # it is asked again and again: it listens before it answers
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
         assert answer.read() == b"<h1>home</h1>"
     assert found["STOPSIGNAL"] == "SIGTERM"

@@ -94,9 +94,9 @@ def event(client: Client) -> tuple[str, Any]:
 
 
 @pytest.fixture
-def site(krait_site: Callable[..., SiteServer], monkeypatch: pytest.MonkeyPatch) -> SiteServer:
+def site(krait_site: Callable[..., SiteServer], own_port: int, monkeypatch: pytest.MonkeyPatch) -> SiteServer:
     monkeypatch.setenv("DIRECTOR_SECRET", SECRET)
-    return krait_site(SITES / "director")
+    return krait_site(SITES / "director", port=own_port)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ SECONDS_OLD = (86397, 86392, 86380)
 
 
 def globals_of(module: str) -> dict[str, Any]:
-    (found,) = [loaded for name, loaded in sys.modules.items() if name.endswith(f".{module}")]
+    (found,) = [loaded for name, loaded in list(sys.modules.items()) if name.endswith(f".{module}")]
     return vars(found)
 
 

@@ -36,9 +36,8 @@ class Hub:
         self.prefix = prefix
 
     def subscribe(self, headers: dict[str, str] | None = None, origin: str | None = None) -> Client:
-        return self.site.connect(
-            f"{self.prefix}/rest/subscribe", headers=basic() if headers is None else headers, origin=origin
-        )
+        own = basic() if headers is None else headers
+        return self.site.connect(f"{self.prefix}/rest/subscribe", headers=own, origin=origin, timeout=PATIENCE)
 
     def refusal(self, headers: dict[str, str]) -> Refused:
         with pytest.raises(Refused) as refused:
@@ -77,7 +76,7 @@ def lone_hub(krait_site: Callable[..., SiteServer]) -> Hub:
 
 def module(name: str) -> dict[str, Any]:
     """The variables of a module of the hub that is being served."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f".{name}")]
+    (found,) = [module for key, module in list(sys.modules.items()) if key.endswith(f".{name}")]
     return vars(found)
 
 
@@ -163,7 +162,7 @@ def test_who_says_something_on_the_stream_is_closed_alone(lone_hub: Hub, message
     with lone_hub.subscribe() as wrong, lone_hub.subscribe() as right:
         replay(right)
         wrong.send(message)
-        assert wrong.expect_close(1008) == "this stream is to be read only"
+        assert wrong.expect_close(1008, PATIENCE) == "this stream is to be read only"
         lone_hub.switch(LAMP, "DON")
         assert receive(right)[1] == "255"
         eventually(lambda: len(lone_hub.site.server.sessions) == 1)
@@ -246,7 +245,7 @@ def test_wrong_credentials_are_refused_and_the_next_try_may_come_on_the_same_con
 def test_who_may_not_come_in(lone_hub: Hub, headers: dict[str, str], status: int, challenge: str | None) -> None:
     if status == 101:  # a page: it can see a close code only
         with lone_hub.subscribe(headers) as client:
-            client.expect_close(4401)
+            client.expect_close(4401, PATIENCE)
         return
     refused = lone_hub.refusal(headers)
     assert refused.status == status
@@ -299,7 +298,7 @@ def test_a_page_comes_with_its_cookie_from_its_own_origin_only(lone_hub: Hub) ->
     with lone_hub.subscribe(cookie, origin=lone_hub.site.url) as client:
         replay(client)
     with lone_hub.subscribe({}, origin=lone_hub.site.url) as client:
-        client.expect_close(4401)
+        client.expect_close(4401, PATIENCE)
     with pytest.raises(Refused) as refused:
         lone_hub.subscribe(cookie, origin="https://evil.example")
     assert refused.value.status == 403

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,6 +31,7 @@ from krait_ws.client import (
     Transport,
 )
 from krait_ws.testing import SiteServer
+from tests.client.programs import interrupt
 from tests.client.proxy import Proxy
 from tests.integration.support import PATIENCE, eventually
 from tests.sites.test_own_clients import SITES, SOON, program
@@ -42,7 +45,7 @@ AGAIN = [Status.LOST_CONNECTION, Status.RECONNECTING, Status.SYNCING, Status.CON
 
 def module(name: str) -> dict[str, Any]:
     """The variables of a module of the site that is being served."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f".{name}")]
+    (found,) = [module for key, module in list(sys.modules.items()) if key.endswith(f".{name}")]
     return vars(found)
 
 
@@ -50,8 +53,9 @@ def module(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def hub(krait_site: Serve) -> SiteServer:
-    return krait_site(SITES / "hub")
+def hub(krait_site: Serve, own_port: int, replay_of: Callable[[int], None]) -> SiteServer:
+    replay_of(len(ADDRESSES))
+    return krait_site(SITES / "hub", port=own_port)
 
 
 def item_of(message: str) -> dict[str, str]:
@@ -94,12 +98,13 @@ class Watcher:
         """What it ends with."""
         self.stream.start()
         eventually(lambda: self.stream.status is Status.RECONNECT_FAILED)
+        assert self.stream.stop(PATIENCE)  # its thread has ended, so it has told everything
         return self.stream.error
 
 
 def test_the_replay_is_told_from_what_is_live(hub: SiteServer) -> None:
     with Watcher(hub.port) as watcher:
-        assert watcher.statuses == UP
+        eventually(lambda: watcher.statuses == UP)  # who waits for CONNECTED may be woken before it is told
         expected = [(address, "0", str(number), True) for number, address in enumerate(ADDRESSES, 1)]
         assert watcher.events == expected
         set_level(DIMMER, 128)
@@ -163,13 +168,22 @@ def test_over_a_restart_it_signs_in_again(krait_site: Serve, hub: SiteServer) ->
 
 def test_a_heartbeat_that_is_missed_is_a_loss(hub: SiteServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.get("/rest/status")
-    monkeypatch.setitem(module("_devices"), "HEARTBEAT", 0.1)
-    with Watcher(hub.port, stale_after=1.0, sync_max=0.5) as watcher:
-        started = watcher.stream.last_event_at
-        eventually(lambda: (watcher.stream.last_event_at - started).total_seconds() > 1.5)
-        assert watcher.statuses == UP
-        monkeypatch.setitem(module("_devices"), "HEARTBEAT", 60.0)
-        eventually(lambda: Status.LOST_CONNECTION in watcher.statuses)
+
+    def keep_it(stale_after: float) -> bool:
+        """Whether heartbeats alone keep the stream for longer than that, and no others do."""
+        monkeypatch.setitem(module("_devices"), "HEARTBEAT", 0.1)
+        with Watcher(hub.port, stale_after=stale_after, sync_max=0.5) as watcher:
+            started = watcher.stream.last_event_at
+            long = timedelta(seconds=1.5 * stale_after)
+            eventually(lambda: watcher.stream.last_event_at - started > long or watcher.statuses[len(UP) :])
+            if watcher.statuses != UP:
+                return False
+            monkeypatch.setitem(module("_devices"), "HEARTBEAT", 60.0)
+            eventually(lambda: Status.LOST_CONNECTION in watcher.statuses)
+        return True
+
+    # Where the machine is so slow that no heartbeat comes in the first of these times, the test takes the next.
+    assert any(map(keep_it, (1.0, 5.0)))
 
 
 def test_a_token_is_renewed_without_a_gap(hub: SiteServer) -> None:
@@ -180,24 +194,30 @@ def test_a_token_is_renewed_without_a_gap(hub: SiteServer) -> None:
         tokens.append(login(hub.port))
         return tokens[-1]
 
-    with Watcher(hub.port, Bearer(new_token), renew_every=0.5, sync_quiet=0.3, sync_max=1.0) as watcher:
+    # The states change whether or not they are heard yet, so that a connection is silent only where it is slow, and
+    # sync_max is longer than a busy machine lets one connection be behind the other. In so long there are not more
+    # changes than a mailbox of the hub holds. At the end the last of them is alone and may be as slow as it likes.
+    with Watcher(hub.port, Bearer(new_token), renew_every=0.5, sync_quiet=0.3, sync_max=4.0) as watcher:
         number = 0
-        while len(tokens) < 3:
-            for _ in range(20):
+        connections: set[str] = set()
+        while len(connections) < 3 or len(hub.server.sessions) > 1:
+            for _ in range(10):
                 number += 1
                 set_level(ADDRESSES[number % 4], number % 256)
-            eventually(lambda number=number: len(watcher.events) == 4 + number)
+            time.sleep(0.05)
+            connections |= {session.id for session in list(hub.server.sessions)}
+        eventually(lambda: len(watcher.events) == 4 + number)
         assert [int(event[2]) for event in watcher.events] == list(range(1, number + 5))
         assert watcher.statuses == UP
-        assert len(set(tokens)) == len(tokens)
+        assert len(set(tokens)) == len(tokens) >= 3
 
 
 # ---- the transcriber
 
 
 @pytest.fixture
-def transcriber(krait_site: Serve) -> SiteServer:
-    return krait_site(SITES / "transcriber")
+def transcriber(krait_site: Serve, own_port: int) -> SiteServer:
+    return krait_site(SITES / "transcriber", port=own_port)
 
 
 def transport_to(port: int, key: str = "demo-key") -> Transport:
@@ -236,7 +256,7 @@ def transcribe(connection: Connection, task_id: str, seconds: int = 1) -> str:
 
 @pytest.fixture
 def connection(transcriber: SiteServer) -> Iterator[Connection]:
-    connection = Connection(transport_to(transcriber.port), drain_condition=ends_task)
+    connection = Connection(transport_to(transcriber.port), drain_condition=ends_task, drain_timeout=PATIENCE)
     yield connection
     connection.close()
 
@@ -306,7 +326,7 @@ def test_a_connection_that_is_cut_costs_its_session_only(transcriber: SiteServer
 
 def test_fifty_threads_share_ten_connections(transcriber: SiteServer) -> None:
     texts: list[str] = []
-    with Pool(transport_to(transcriber.port), max_size=10, drain_condition=ends_task) as pool:
+    with Pool(transport_to(transcriber.port), max_size=10, drain_condition=ends_task, drain_timeout=PATIENCE) as pool:
 
         def work(number: int) -> None:
             for turn in range(3):
@@ -326,7 +346,7 @@ def test_fifty_threads_share_ten_connections(transcriber: SiteServer) -> None:
 
 
 def test_an_exhausted_pool_says_so_and_a_restart_costs_no_place(krait_site: Serve, transcriber: SiteServer) -> None:
-    with Pool(transport_to(transcriber.port), max_size=2, drain_condition=ends_task) as pool:
+    with Pool(transport_to(transcriber.port), max_size=2, drain_condition=ends_task, drain_timeout=PATIENCE) as pool:
         with pool.session(PATIENCE), pool.session(PATIENCE), pytest.raises(PoolExhaustedError):
             pool.acquire(0.05)
         transcriber.close()
@@ -354,7 +374,7 @@ def test_the_program_that_watches_lamps(hub: SiteServer, tmp_path: Path) -> None
         assert [lights.stdout.readline() for _ in range(2)] == ["was 0\n", "watching\n"]
         set_level(DIMMER, 77)
         assert lights.stdout.readline() == "is 77\n"
-        lights.send_signal(2)
+        interrupt(lights)
         assert lights.wait(PATIENCE) == 0
 
 

@@ -45,7 +45,7 @@ def connect(site: SiteServer) -> Connect:
 
 def module(name: str) -> dict[str, Any]:
     """The variables of a module of the transcriber that is being served."""
-    (found,) = [module for key, module in sys.modules.items() if key.endswith(f".{name}")]
+    (found,) = [module for key, module in list(sys.modules.items()) if key.endswith(f".{name}")]
     return vars(found)
 
 
@@ -150,7 +150,7 @@ def test_of_a_format_whose_bytes_tell_no_time_the_clock_does(connect: Connect, a
     with connect() as client:
         begin(client, parameters={"format": audio_format, "sample_rate": 48000})
         client.send(b"\x00\x01\x02")
-        (last,) = finish(client)
+        *_, last = finish(client)  # more than one where the machine is so slow that an interim result was due
         assert re.fullmatch(rf"\d+\.\d s of {audio_format}, 3 bytes", last["text"])
         assert last["end_time"] >= 0
 
@@ -193,9 +193,9 @@ def test_the_page_comes_with_what_lets_it_in(site: SiteServer, connect: Connect)
     with connect(headers={"Cookie": cookie.partition(";")[0]}, origin=site.url) as client:
         expect_works(client)
     with connect(headers={}, origin=site.url) as client:
-        client.expect_close(4401)
+        client.expect_close(4401, PATIENCE)
     with connect(headers={"Cookie": "transcriber=x"}, origin=site.url) as client:
-        client.expect_close(4401)
+        client.expect_close(4401, PATIENCE)
 
 
 # ---- what is wrong
@@ -305,12 +305,14 @@ def test_a_connection_on_which_nothing_comes_is_closed(connect: Connect, monkeyp
     assert module("_tasks")["IDLE_TIMEOUT"] == 60
     monkeypatch.setitem(module("_tasks"), "IDLE_TIMEOUT", 0.05)
     with connect() as client:
-        assert client.expect_close(1000) == "nothing came for 0.05 s"
+        assert client.expect_close(1000, PATIENCE) == "nothing came for 0.05 s"
+    monkeypatch.setitem(module("_tasks"), "IDLE_TIMEOUT", 60.0)
     with connect() as client:
-        client.send(run_task())
-        assert event(client)[0] == "task-started"
+        begin(client)
+        monkeypatch.setitem(module("_tasks"), "IDLE_TIMEOUT", 0.05)
+        client.send(bytes(100))  # the wait for what follows it is the short one, however slow we were before
         expect_failure(client, "Timeout", "t1")
-        client.expect_close(1000)
+        client.expect_close(1000, PATIENCE)
 
 
 def test_a_client_that_goes_in_the_middle_of_a_task_leaves_nothing(site: SiteServer, connect: Connect) -> None:

@@ -7,6 +7,7 @@ const history = []; // what the charts show, oldest first
 const place = (id) => document.getElementById(id);
 let socket = null;
 let shown = null; // the id of the connection that the dialog is about
+let isPressed = false; // a button of the mouse, or a finger: what is drawn anew under it would get no click
 
 // ---- numbers and words
 
@@ -173,8 +174,10 @@ function draw(view) {
     ["Stuck handlers", count(stuck), stuck > 0],
   ]);
   drawCharts();
-  drawTables(view, numbers);
-  drawStuck(view.stuck, stuck);
+  if (!isPressed) {
+    drawTables(view, numbers);
+    drawStuck(view.stuck, stuck);
+  }
   if (shown) drawConnection(view.shown);
 }
 
@@ -331,5 +334,7 @@ function connect() {
   });
 }
 
+addEventListener("pointerdown", () => { isPressed = true; });
+for (const end of ["pointerup", "pointercancel", "blur"]) addEventListener(end, () => { isPressed = false; });
 new ResizeObserver(drawCharts).observe(place("charts"));
 connect();

@@ -18,6 +18,7 @@ from pyisyox.runtime.ws import WebSocketEventStream
 from talk import commands, say
 
 logging.basicConfig(level=logging.INFO)  # to standard error
+logging.getLogger("pyisyox.runtime.ws").setLevel(logging.DEBUG)  # also how long it waits before it tries again
 
 
 def on_status(status: Any) -> None:

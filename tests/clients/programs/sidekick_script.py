@@ -49,11 +49,22 @@ def status() -> None:
 
 
 def run_forever() -> None:
+    """Begins it; returns when it waits for its end, for it takes no notice of one that came before."""
+    waits = threading.Event()
+    over = connection._shutdown_event
+    wait = over.wait
+
+    def note_and_wait(timeout: float | None = None) -> bool:
+        waits.set()
+        return wait(timeout)
+
     def run() -> None:
         sidekick.run_forever()
         say("run_forever_returned")
 
+    over.wait = note_and_wait  # type: ignore[method-assign]
     threading.Thread(target=run, daemon=True).start()
+    waits.wait(20)
 
 
 def die() -> None:
